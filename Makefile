@@ -1,0 +1,46 @@
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PARAMETERS ?=
+OUT_DIR ?= runs/ablation
+NB ?=
+
+BIN := .venv/bin
+PY := $(BIN)/python
+
+# Nothing from outside the virtual environment may choose the packages, the kernel or how figures are drawn:
+# a kernel on JUPYTER_PATH wins over the environment's own, and MPLBACKEND replaces the inline figures.
+unexport PYTHONPATH PYTHONHOME JUPYTER_PATH MPLBACKEND
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.PHONY: ablation test notebooks keep clean
+
+ablation: .venv/.installed
+	rm -f $(OUT_DIR)/table.txt
+	$(PY) -m papermill nbs/05_ablation.ipynb out.ipynb $(PARAMETERS) -p out_dir $(OUT_DIR)
+	@cat $(OUT_DIR)/table.txt
+
+test: .venv/.installed
+	TQDM_DISABLE=1 $(PY) -m pytest
+
+# All chapters, or some: make notebooks NB="nbs/04_run2.ipynb"
+notebooks: .venv/.installed
+	$(BIN)/nbdev-export
+	TQDM_DISABLE=1 $(PY) tools/book.py execute $(NB)
+	$(BIN)/nbdev-clean
+	$(PY) tools/book.py readme
+
+keep: .venv/.installed
+	$(if $(RUN),,$(error say which run: make keep RUN=runs/NAME))
+	$(PY) -m hclm_repro.training keep $(RUN)
+
+clean:
+	rm -rf .venv build dist _proc out.ipynb .pytest_cache *.egg-info
+	find nbs hclm_repro tests tools -name __pycache__ -prune -exec rm -rf {} +
+
+# torch first and by itself, so that its version and its index can be chosen:
+# make TORCH="torch --index-url https://..."
+.venv/.installed: settings.ini setup.py pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet $(TORCH)
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	touch $@

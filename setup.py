@@ -1,0 +1,23 @@
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import setup
+
+root = Path(__file__).parent
+config = ConfigParser(delimiters=['='])
+config.read(root/'settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+
+setup(
+    version=cfg['version'],
+    description=cfg['description'],
+    long_description=(root/'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license_expression=cfg['license'],
+    author=cfg['author'],
+    keywords=cfg['keywords'].split(),
+    classifiers=['Programming Language :: Python :: 3', 'Framework :: Jupyter',
+                 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
+    packages=[cfg['lib_path']],
+    install_requires=cfg['requirements'].strip().splitlines(),
+    extras_require={'dev': cfg['dev_requirements'].strip().splitlines()},
+)

@@ -1,0 +1,68 @@
+import re
+
+import pytest
+from common import has_parameters, notebooks, root, run
+
+stem = lambda path: path.stem
+with_parameters = [p for p in notebooks if has_parameters(p)]
+without_parameters = [p for p in notebooks if not has_parameters(p)]
+offline = dict(HF_HUB_OFFLINE='1', TQDM_DISABLE='1')
+
+
+def papermill(path, folder, *parameters, **env):
+    return run('python', '-m', 'papermill', path, folder/'out.ipynb', '--no-progress-bar', '-p', 'preset', 'tiny',
+               '-p', 'out_dir', folder/'run', *parameters, cwd=folder, **env)
+
+
+def refused(done, *words):
+    "The run failed, and the last line of its error is one sentence with all of `words`."
+    lines = re.sub(r'\x1b\[[\d;]*m', '', done.stderr).strip().splitlines()
+    assert done.returncode != 0
+    assert re.match(r'[\w.]*(Error|Exception): \S', lines[-1]), lines[-1]
+    assert not [w for w in words if w not in lines[-1]], lines[-1]
+
+
+@pytest.mark.parametrize('path', with_parameters, ids=stem)
+def test_papermill(path, tmp_path):
+    done = papermill(path, tmp_path, **offline)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.parametrize('path', without_parameters, ids=stem)
+def test_nbdev(path):
+    done = run('nbdev-test', path, cwd=root, MPLBACKEND='agg', **offline)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+
+@pytest.mark.parametrize('path', with_parameters, ids=stem)
+def test_misspelt_parameter(path, tmp_path):
+    refused(papermill(path, tmp_path, '-p', 'sead', '7', **offline), 'sead', 'seeds')
+
+
+def test_wrong_type(tmp_path):
+    refused(papermill(with_parameters[0], tmp_path, '-p', 'seeds', 'maybe', **offline), 'seeds', 'maybe')
+
+
+def test_unknown_corpus(tmp_path):
+    refused(papermill(with_parameters[0], tmp_path, '-p', 'corpus', 'wikitext-3', **offline), 'wikitext-3', 'pydoc')
+
+
+def test_empty_file(tmp_path):
+    file = tmp_path/'nothing.txt'
+    file.touch()
+    refused(papermill(with_parameters[0], tmp_path, '-p', 'corpus', file, **offline), 'nothing.txt', 'empty')
+
+
+def test_not_utf8(tmp_path):
+    file = tmp_path/'latin.txt'
+    file.write_bytes('une fenêtre ouverte\n'.encode('latin-1') * 100)
+    refused(papermill(with_parameters[0], tmp_path, '-p', 'corpus', file, **offline), 'latin.txt', 'UTF-8')
+
+
+def test_no_network(tmp_path, monkeypatch):
+    for name in 'HCLM_DATA', 'HF_HUB_OFFLINE', 'HF_DATASETS_OFFLINE', 'HF_HUB_CACHE', 'HF_DATASETS_CACHE', 'NO_PROXY', 'no_proxy':
+        monkeypatch.delenv(name, raising=False)
+    nowhere = 'http://127.0.0.1:9'
+    unreachable = dict(HF_HOME=str(tmp_path/'hub'), HF_ENDPOINT=nowhere, HTTPS_PROXY=nowhere, https_proxy=nowhere)
+    refused(papermill(with_parameters[0], tmp_path, '-p', 'corpus', 'wikitext-2-raw', **unreachable),
+            'wikitext-2-raw', 'HCLM_DATA')

@@ -1,0 +1,46 @@
+import zipfile
+from configparser import ConfigParser
+
+import pytest
+from common import root, run
+
+heavy = 'nbdev jupyter jupyter_core jupyter_client jupyterlab notebook nbformat ipykernel papermill datasets matplotlib.pyplot'
+probe = f"""
+import sys, time
+start = time.perf_counter()
+import hclm_repro
+print(hclm_repro.__file__, time.perf_counter() - start, *(m for m in '{heavy}'.split() if m in sys.modules), sep='\\n')
+"""
+
+
+@pytest.fixture(scope='module')
+def settings():
+    config = ConfigParser(delimiters=['='])
+    config.read(root/'settings.ini', encoding='utf-8')
+    return config['DEFAULT']
+
+
+def test_one_version(settings):
+    assert f"__version__ = \"{settings['version']}\"" in (root/'hclm_repro/__init__.py').read_text().replace("'", '"')
+    assert f"requires-python = \">={settings['min_python']}\"" in (root/'pyproject.toml').read_text()
+
+
+def test_wheel(copy, tmp_path, settings):
+    # Without --wheel the wheel is built from the source distribution, which shows that MANIFEST.in names all it takes.
+    done = run('python', '-m', 'build', '--no-isolation', '--outdir', tmp_path, cwd=copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wheel, = tmp_path.glob('*.whl')
+    names = zipfile.ZipFile(wheel).namelist()
+    assert [n for n in names if n.endswith('.dist-info/licenses/LICENSE')]
+    assert {f'hclm_repro/{p.name}' for p in (root/'hclm_repro').glob('*.py')} == {n for n in names if n.endswith('.py')}
+
+    installed = tmp_path/'installed'
+    done = run('python', '-m', 'pip', 'install', '--no-deps', '--no-index', '--target', installed, wheel, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    # The first import may wait for the disk and compile; the second is what a user meets.
+    for _ in range(2): done = run('python', '-c', probe, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stderr
+    where, seconds, *loaded = done.stdout.split('\n')[:-1]
+    assert where.startswith(str(installed))
+    assert loaded == []
+    assert float(seconds) < 5
