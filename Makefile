@@ -31,7 +31,7 @@ notebooks: .venv/.installed
 
 keep: .venv/.installed
 	$(if $(RUN),,$(error say which run: make keep RUN=runs/NAME))
-	$(PY) -m hclm_repro.training keep $(RUN)
+	$(PY) -c "from hclm_repro.training import keep; print(keep('$(RUN)'))"
 
 clean:
 	rm -rf .venv build dist _proc out.ipynb .pytest_cache *.egg-info

@@ -384,6 +384,7 @@ class TrainingConfig(Config):
     sample_words: int = option(30, at_least=0)
     log_every: int = option(20, at_least=1)
     save_seconds: float = option(60.0, at_least=0)
+    score_valid: bool = True
 
 def learning_rate(config, step, updates):
     "Learning rate of update `step` (from 0) of `updates`."
@@ -573,7 +574,7 @@ def finish(self:Run, watch=None):
     thin = max(1, math.ceil(len(self.steps) / 2000))
     self.record = dict(identity=self.identity, label=self.folder.name, class_name=type(self.model).__name__, parameters=self.model.parameter_count, code=code_version(), hardware=hardware(self.device), precision=self.precision,
                        date=datetime.date.today().isoformat(), updates=self.step, planned_updates=self.updates, words_read=self.words_read, train_seconds=self.seconds, words_per_second=self.words_read / self.seconds, characters_per_second=self.characters_read / self.seconds,
-                       peak_megabytes=peak_megabytes(self.device), steps=self.steps[thin - 1::thin], curve=self.curve, valid=evaluate(self.model, self.corpus))
+                       peak_megabytes=peak_megabytes(self.device), steps=self.steps[thin - 1::thin], curve=self.curve, valid=evaluate(self.model, self.corpus) if self.config.score_valid else None)
     write_atomically(self.folder / 'record.json', lambda file: file.write(json.dumps(self.record, indent=1).encode()))
     if watch: watch(self)
     return self.record
