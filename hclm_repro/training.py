@@ -9,8 +9,8 @@ __all__ = ['RESETS', 'MODELS', 'PADDING', 'PRESETS', 'option', 'Config', 'CharLS
            'train', 'curve_bpc', 'code_version', 'hardware', 'peak_megabytes', 'evaluate', 'results_folder', 'keep',
            'load_records', 'preset', 'build', 'Experiment', 'read_parameters', 'LiveCurve', 'plot_bits']
 
-# %% ../nbs/01_training.ipynb #5b5b17c4
-import contextlib, datetime, hashlib, json, math, os, platform, resource, shutil, sys, time, typing, warnings
+# %% ../nbs/01_training.ipynb #c2439004
+import contextlib, datetime, hashlib, io, json, math, os, platform, resource, shutil, sys, time, typing, warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -82,7 +82,8 @@ class Scores:
 class Batch(SimpleNamespace):
     "Integers of one segment, made on the host. `characters`: how many characters it stands for."
     def to(self, device):
-        move = lambda v: v.to(device, non_blocking=True) if torch.is_tensor(v) else v.to(device) if isinstance(v, Batch) else v
+        move = lambda v: (v.to(device, non_blocking=True) if torch.is_tensor(v) else v.to(device) if isinstance(v, Batch) else
+                          [move(x) for x in v] if isinstance(v, list) and v and isinstance(v[0], Batch) else v)
         return Batch(**{k: move(v) for k, v in vars(self).items()})
 
 class LanguageModel(nn.Module, PyTorchModelHubMixin):
@@ -178,7 +179,7 @@ def load_pretrained(name_or_folder):
         except Exception as error: raise FileNotFoundError(f'{name_or_folder} holds no model; allowed: a folder written by save_pretrained, or a repository of the Hub') from error
     config = json.loads(path.read_text())
     name = config.get('config', config)['model']
-    return MODELS[name].from_pretrained(name_or_folder)
+    with contextlib.redirect_stdout(io.StringIO()): return MODELS[name].from_pretrained(name_or_folder)
 
 # %% ../nbs/01_training.ipynb #3adc65a8
 def pack(lengths):
@@ -556,17 +557,19 @@ def peak_megabytes(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == 'darwin' else 2 ** 10)
 
 def evaluate(model, corpus, split='valid', segment=None):
-    "Score one split in one stream. Totals in bits, the quotients without the surcharge of rare characters (as K17), and `bpc_exact` with it."
-    started, bits, surcharge, rows = time.perf_counter(), 0.0, 0.0, []
-    for frame, in model._frames([iter(corpus.words(split))], segment):
-        bits, surcharge = bits + frame.bits.sum(), surcharge + frame.surcharge.sum()
-    counts = corpus.counts(split)
-    return dict(split=split, **counts, bits=bits, surcharge=surcharge, **quotients(bits - surcharge, counts), bpc_exact=bits / counts['characters'], seconds=time.perf_counter() - started)
+    "Score one split in one stream. Totals in bits, the quotients without the surcharge of rare characters (as K17), `bpc_exact` with it, and characters and bits of each document."
+    started, counts = time.perf_counter(), corpus.counts(split)
+    columns = [frame[['characters', 'bits', 'surcharge']].to_numpy(float) for frame, in model._frames([iter(corpus.words(split))], segment)]
+    _, bits, surcharge = (rows := np.concatenate(columns)).sum(0)
+    lengths = [len(words_of(d)) for d in corpus.documents(split)]
+    if len(lengths) < 5: lengths = [1000] * (len(rows) // 1000) + [len(rows) % 1000]   # no documents to speak of: blocks of words
+    documents = [[int(part[:, 0].sum()), round(float(part[:, 1].sum() - part[:, 2].sum()), 3)] for part in np.split(rows, np.cumsum(lengths)[:-1]) if len(part)]
+    return dict(split=split, **counts, bits=bits, surcharge=surcharge, **quotients(bits - surcharge, counts), bpc_exact=bits / counts['characters'], seconds=time.perf_counter() - started, documents=documents)
 
 @patch
 def finish(self:Run, watch=None):
     "Score valid once with the best weights, save the model, write the record."
-    if self.record: self.model.load_state_dict(type(self.model).from_pretrained(self.folder / 'model').state_dict()); return self.record
+    if self.record: self.model.load_state_dict(load_pretrained(self.folder / 'model').state_dict()); return self.record
     self.fetch()
     self.save()
     self.model.load_state_dict(self.best_weights)
@@ -574,8 +577,9 @@ def finish(self:Run, watch=None):
     thin = max(1, math.ceil(len(self.steps) / 2000))
     self.record = dict(identity=self.identity, label=self.folder.name, class_name=type(self.model).__name__, parameters=self.model.parameter_count, code=code_version(), hardware=hardware(self.device), precision=self.precision,
                        date=datetime.date.today().isoformat(), updates=self.step, planned_updates=self.updates, words_read=self.words_read, train_seconds=self.seconds, words_per_second=self.words_read / self.seconds, characters_per_second=self.characters_read / self.seconds,
-                       peak_megabytes=peak_megabytes(self.device), steps=self.steps[thin - 1::thin], curve=self.curve, valid=evaluate(self.model, self.corpus) if self.config.score_valid else None)
-    write_atomically(self.folder / 'record.json', lambda file: file.write(json.dumps(self.record, indent=1).encode()))
+                       peak_megabytes=peak_megabytes(self.device), steps=pd.DataFrame(self.steps[thin - 1::thin]).round(dict(lr=7, bpc=4)).to_dict('list'), curve=self.curve, valid=evaluate(self.model, self.corpus) if self.config.score_valid else None)
+    lines = ',\n'.join(f'{json.dumps(k)}: {json.dumps(v)}' for k, v in self.record.items())
+    write_atomically(self.folder / 'record.json', lambda file: file.write(f'{{\n{lines}\n}}\n'.encode()))
     if watch: watch(self)
     return self.record
 
