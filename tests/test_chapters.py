@@ -6,6 +6,7 @@ from common import has_parameters, notebooks, root, run
 stem = lambda path: path.stem
 with_parameters = [p for p in notebooks if has_parameters(p)]
 without_parameters = [p for p in notebooks if not has_parameters(p)]
+ablation = root/'nbs'/'05_ablation.ipynb'
 offline = dict(HF_HUB_OFFLINE='1', TQDM_DISABLE='1')
 
 
@@ -40,23 +41,23 @@ def test_misspelt_parameter(path, tmp_path):
 
 
 def test_wrong_type(tmp_path):
-    refused(papermill(with_parameters[0], tmp_path, '-p', 'seeds', 'maybe', **offline), 'seeds', 'maybe')
+    refused(papermill(ablation, tmp_path, '-p', 'seeds', 'maybe', **offline), 'seeds', 'maybe')
 
 
 def test_unknown_corpus(tmp_path):
-    refused(papermill(with_parameters[0], tmp_path, '-p', 'corpus', 'wikitext-3', **offline), 'wikitext-3', 'pydoc')
+    refused(papermill(ablation, tmp_path, '-p', 'corpus', 'wikitext-3', **offline), 'wikitext-3', 'pydoc')
 
 
 def test_empty_file(tmp_path):
     file = tmp_path/'nothing.txt'
     file.touch()
-    refused(papermill(with_parameters[0], tmp_path, '-p', 'corpus', file, **offline), 'nothing.txt', 'empty')
+    refused(papermill(ablation, tmp_path, '-p', 'corpus', file, **offline), 'nothing.txt', 'empty')
 
 
 def test_not_utf8(tmp_path):
     file = tmp_path/'latin.txt'
     file.write_bytes('une fenêtre ouverte\n'.encode('latin-1') * 100)
-    refused(papermill(with_parameters[0], tmp_path, '-p', 'corpus', file, **offline), 'latin.txt', 'UTF-8')
+    refused(papermill(ablation, tmp_path, '-p', 'corpus', file, **offline), 'latin.txt', 'UTF-8')
 
 
 def test_no_network(tmp_path, monkeypatch):
@@ -64,5 +65,5 @@ def test_no_network(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     nowhere = 'http://127.0.0.1:9'
     unreachable = dict(HF_HOME=str(tmp_path/'hub'), HF_ENDPOINT=nowhere, HTTPS_PROXY=nowhere, https_proxy=nowhere)
-    refused(papermill(with_parameters[0], tmp_path, '-p', 'corpus', 'wikitext-2-raw', **unreachable),
+    refused(papermill(ablation, tmp_path, '-p', 'corpus', 'wikitext-2-raw', **unreachable),
             'wikitext-2-raw', 'HCLM_DATA')
