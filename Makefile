@@ -11,6 +11,8 @@ PY := $(BIN)/python
 # a kernel on JUPYTER_PATH wins over the environment's own, and MPLBACKEND replaces the inline figures.
 unexport PYTHONPATH PYTHONHOME JUPYTER_PATH MPLBACKEND
 export JUPYTER_PREFER_ENV_PATH := 1
+# The profiler's own log would be stored with the figures.
+export KINETO_LOG_LEVEL := 99
 
 .PHONY: ablation test notebooks keep clean
 

@@ -14,7 +14,8 @@ import pandas as pd
 
 from .corpus import Alphabet, load_corpus
 from .run2 import HCLM, PAPERS, plot_runs
-from .training import CharLSTM, Experiment, LiveCurve, build, pick_device, preset as preset_of, read_parameters, train
+from .training import CharLSTM, Experiment, LiveCurve, build, pick_device
+from .training import preset as preset_of, read_parameters, train
 
 # %% ../nbs/05_ablation.ipynb #777f23ec
 def match_units(cls, config, alphabet, target):
@@ -22,31 +23,48 @@ def match_units(cls, config, alphabet, target):
     count = lambda units: cls(replace(config, alphabet=alphabet, units=units)).parameter_count
     low, high = 1, 8
     while count(high) < target: low, high = high, high * 2
-    while high - low > 1: low, high = (low, middle) if count(middle := (low + high) // 2) >= target else (middle, high)
-    return replace(config, units=min((low, high), key=lambda u: abs(count(u) - target)))
+    while high - low > 1:
+        middle = (low + high) // 2
+        if count(middle) >= target: high = middle
+        else: low = middle
+    return replace(config, units=min((low, high), key=lambda units: abs(count(units) - target)))
 
+# %% ../nbs/05_ablation.ipynb #ac4690b0
 def ablation_models(preset, corpus, min_count=25):
     "The three rows of the seed's Table 2: name -> (class, config)."
     whole, flat = preset_of(HCLM, preset)[0], preset_of(CharLSTM, preset)[0]
     alphabet = Alphabet.of(corpus.words('train'), min_count).characters
     target = HCLM(replace(whole, alphabet=alphabet)).parameter_count
-    return {'HCLM + Cache': (HCLM, whole), 'No-Cache': (HCLM, replace(whole, cache_slots=0)), 'No-Hierarchy': (CharLSTM, match_units(CharLSTM, flat, alphabet, target))}
+    return {'HCLM + Cache': (HCLM, whole),
+            'No-Cache': (HCLM, replace(whole, cache_slots=0)),
+            'No-Hierarchy': (CharLSTM, match_units(CharLSTM, flat, alphabet, target))}
 
-# %% ../nbs/05_ablation.ipynb #1d87b292
+# %% ../nbs/05_ablation.ipynb #b6555fbe
+def _row(group):
+    "One row of Table 2 from the records of one model, a record per seed."
+    bpc, first = [r['valid']['bpc'] for r in group], group[0]
+    mean = lambda key: np.mean([r[key] for r in group])
+    per_word = first['characters_per_second'] / first['words_per_second']
+    horizon = first['identity']['model']['segment_words'] * per_word
+    return {'valid bpc': f'{np.mean(bpc):.3f}',
+            'range': f'{min(bpc):.3f}–{max(bpc):.3f}',
+            'char-PPL': f'{2 ** np.mean(bpc):.2f}',
+            'words/s': f'{mean("words_per_second"):,.0f}',
+            'characters/s': f'{mean("characters_per_second"):,.0f}',
+            'parameters': f'{first["parameters"]:,}',
+            'horizon, characters': f'{horizon:.0f}',
+            'seeds': len(group)}
+
 def ablation_table(records):
     "Rows of Table 2 from `records` {(name, seed): record}: means over seeds, range of bpc."
-    rows = {}
-    for name in dict.fromkeys(n for n, _ in records):
-        group = [r for (n, _), r in records.items() if n == name]
-        bpc, mean = [r['valid']['bpc'] for r in group], lambda key: np.mean([r[key] for r in group])
-        per_word = group[0]['characters_per_second'] / group[0]['words_per_second']
-        rows[name] = {'valid bpc': f'{np.mean(bpc):.3f}', 'range': f'{min(bpc):.3f}–{max(bpc):.3f}', 'char-PPL': f'{2 ** np.mean(bpc):.2f}', 'words/s': f'{mean("words_per_second"):,.0f}',
-                      'characters/s': f'{mean("characters_per_second"):,.0f}', 'parameters': f'{group[0]["parameters"]:,}', 'horizon, characters': f'{group[0]["identity"]["model"]["segment_words"] * per_word:.0f}', 'seeds': len(group)}
-    return pd.DataFrame(rows).T
+    names = dict.fromkeys(name for name, _ in records)
+    return pd.DataFrame({name: _row([r for (n, _), r in records.items() if n == name]) for name in names}).T
 
 # %% ../nbs/05_ablation.ipynb #39652bb7
 def paired_bootstrap(first, second, draws=10_000, seed=0):
-    "Difference in bpc between two lists of records on the same documents (first minus second, bits averaged over seeds): the value, and its 95 % interval over documents."
+    """Difference in bpc between two lists of records on the same documents, first minus second.
+
+    Bits are averaged over seeds. The value, and its 95 % interval over documents."""
     characters = np.array([c for c, _ in first[0]['valid']['documents']])
     bits = lambda group: np.mean([[b for _, b in r['valid']['documents']] for r in group], axis=0)
     difference = bits(first) - bits(second)
@@ -54,7 +72,11 @@ def paired_bootstrap(first, second, draws=10_000, seed=0):
     drawn = difference[chosen].sum(1) / characters[chosen].sum(1)
     return difference.sum() / characters.sum(), *np.percentile(drawn, [2.5, 97.5])
 
-# %% ../nbs/05_ablation.ipynb #b68c6d4f
+# %% ../nbs/05_ablation.ipynb #13779adf
 def worth(bpc):
-    "Relative gain of the cache over No-Cache, and of the hierarchy (No-Cache) over No-Hierarchy, in percent."
-    return {'cache': 100 * (1 - bpc['HCLM + Cache'] / bpc['No-Cache']), 'hierarchy without cache': 100 * (1 - bpc['No-Cache'] / bpc['No-Hierarchy'])}
+    """Relative gain in percent of two parts, from {model: bpc}.
+
+    The cache over No-Cache; the hierarchy (No-Cache) over No-Hierarchy."""
+    gain = lambda model, without: 100 * (1 - bpc[model] / bpc[without])
+    return {'cache': gain('HCLM + Cache', 'No-Cache'),
+            'hierarchy without cache': gain('No-Cache', 'No-Hierarchy')}

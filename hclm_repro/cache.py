@@ -17,7 +17,10 @@ from .training import PADDING, Batch
 
 # %% ../nbs/03_cache.ipynb #4573087d
 def plan_lane(tokens, held, slots=None, resets=(), columns=None):
-    "Births, deaths `(columns + words,)` and hits `(words,)` (a column, or -1) of one lane; then the words held after it, least recently used first, and their columns. Carried keys take the first `columns` columns."
+    """Births, deaths `(columns + words,)` and hits `(words,)` (a column, or -1) of one lane.
+
+    Then the words held after it, least recently used first, and their columns. Carried keys take the
+    first `columns` columns; `resets` are the steps before which the cache is emptied."""
     count, columns = len(tokens), len(held) if columns is None else columns
     never = count + 1
     used = OrderedDict((word, i) for i, word in enumerate(held))
@@ -27,24 +30,36 @@ def plan_lane(tokens, held, slots=None, resets=(), columns=None):
         if t in resets:
             for column in used.values(): death[column] = t - 1
             used.clear()
-        if word == PADDING or word == UNKNOWN: birth[columns + t] = never; continue
-        if word in used: hit[t] = used.pop(word); death[hit[t]] = t
+        if word == PADDING or word == UNKNOWN:
+            birth[columns + t] = never
+            continue
+        if word in used:
+            hit[t] = used.pop(word)
+            death[hit[t]] = t
         elif slots is not None and len(used) >= slots: death[used.popitem(last=False)[1]] = t
         used[word] = columns + t
     return birth, death, hit, list(used), list(used.values())
 
 # %% ../nbs/03_cache.ipynb #d81b4426
 def plan_cache(lanes, held, slots=None, resets=()):
-    "The plan of a segment, `lanes` of tokens with the words `held` in each: `birth`, `death` `(lanes, columns + words)`, `hit` `(lanes, words)`, `carry` `(lanes, slots kept)`, `columns`; and the words held after it."
+    """The plan of a segment, `lanes` of tokens with the words `held` in each; and the words held after it.
+
+    `birth`, `death` `(lanes, columns + words)`, `hit` `(lanes, words)`, `carry` `(lanes, slots kept)`,
+    `columns`."""
     columns = max(map(len, held))
-    birth, death, hit, held, carry = zip(*(plan_lane(tokens, words, slots, resets, columns) for tokens, words in zip(lanes, held)))
+    plans = [plan_lane(tokens, words, slots, resets, columns) for tokens, words in zip(lanes, held)]
+    birth, death, hit, held, carry = zip(*plans)
     kept = max(map(len, carry))
+    carry = [columns_of + [0] * (kept - len(columns_of)) for columns_of in carry]
     integers = lambda rows: torch.tensor(np.array(rows, dtype=np.int64).reshape(len(rows), -1))
-    return Batch(birth=integers(birth), death=integers(death), hit=integers(hit), carry=integers([c + [0] * (kept - len(c)) for c in carry]), columns=columns), list(held)
+    return Batch(birth=integers(birth), death=integers(death), hit=integers(hit),
+                 carry=integers(carry), columns=columns), list(held)
 
 # %% ../nbs/03_cache.ipynb #089c3f57
 def key_versions(contexts, carried, hit, key_update='average'):
-    "Keys `(lanes, columns + words, units)`: those `carried` `(lanes, columns, units)`, then one version per word from `contexts` `(lanes, words, units)`."
+    """Keys `(lanes, columns + words, units)`: the carried ones, then one version per word.
+
+    `contexts` `(lanes, words, units)`, `carried` `(lanes, columns, units)`, `hit` `(lanes, words)`."""
     if key_update == 'average':
         lanes, columns, units = carried.shape
         count, reused, inside = hit.shape[1], hit >= 0, hit >= columns
@@ -52,13 +67,17 @@ def key_versions(contexts, carried, hit, key_update='average'):
         if columns:
             old = carried.gather(1, hit.clamp(0, columns - 1)[..., None].expand(-1, -1, units))
             right = right + old / 2 * (reused & ~inside)[..., None]
-        link = contexts.new_zeros(lanes, count, count).scatter(2, (hit - columns).clamp(0)[..., None], inside[..., None] * contexts.new_tensor(-0.5))
+        half = -0.5 * inside[..., None].to(contexts.dtype)
+        link = contexts.new_zeros(lanes, count, count).scatter(2, (hit - columns).clamp(0)[..., None], half)
         contexts = torch.linalg.solve_triangular(link, right, upper=False, unitriangular=True)
     return torch.cat([carried, contexts], 1)
 
-# %% ../nbs/03_cache.ipynb #cdeec389
+# %% ../nbs/03_cache.ipynb #c1e8eec5
 def read_cache(scores, plan):
-    "From `scores` `(lanes, words, columns + words)`: log p_ptr of each word (0 where it is not in the cache), whether it is, and whether the cache is empty, all `(lanes, words)`."
+    """What the cache says of each word, from `scores` `(lanes, words, columns + words)`.
+
+    log p_ptr (0 where the word is not in the cache), whether it is, and whether the cache is empty,
+    all `(lanes, words)`."""
     t = torch.arange(scores.shape[1], device=scores.device)[:, None]
     visible = (plan.birth[:, None] <= t) & (t <= plan.death[:, None])
     empty, hit = ~visible.any(-1), plan.hit >= 0
@@ -66,13 +85,16 @@ def read_cache(scores, plan):
     copied = scores.gather(-1, plan.hit.clamp(0)[..., None])[..., 0] - total
     return torch.where(hit, copied, 0.0), hit, empty
 
+# %% ../nbs/03_cache.ipynb #97d2527e
 def carry_keys(versions, plan):
     "Keys of the words held after the segment, `(lanes, slots kept, units)`, detached."
     return versions.detach().gather(1, plan.carry[..., None].expand(-1, -1, versions.shape[-1]))
 
 # %% ../nbs/03_cache.ipynb #98b2d711
 def additive_scores(query, projected, energy, budget=1 << 24):
-    "`energy . tanh(query + projected)` for `query` `(lanes, words, units)`, `projected` `(lanes, slots, units)`, `energy` `(units,)`; at most `budget` numbers at a time."
+    """`energy . tanh(query + projected)`, `(lanes, words, slots)`; at most `budget` numbers at a time.
+
+    `query` `(lanes, words, units)`, `projected` `(lanes, slots, units)`, `energy` `(units,)`."""
     block = lambda q: torch.tanh(q[:, :, None] + projected[:, None]) @ energy
     words_at_once = max(1, budget // max(1, projected.numel()))
     run = lambda q: checkpoint(block, q, use_reentrant=False) if torch.is_grad_enabled() else block(q)

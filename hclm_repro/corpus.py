@@ -23,10 +23,13 @@ LINE_END = '\n'
 UNKNOWN, DUMMY, TERMINATOR = '\ud800', '\ud801', '\ud802'   # lone surrogates: no UTF-8 text holds them
 
 def words(text, unknown=None):
-    "The tokens of `text` in order: words and line ends. Tokens equal to `unknown` become the reserved symbol. Raises `ValueError` on a lone surrogate."
+    """The tokens of `text` in order: words and line ends.
+
+    Tokens equal to `unknown` become the reserved symbol. Raises `ValueError` on a lone surrogate."""
     try: text.encode('utf-8')
     except UnicodeEncodeError as error:
-        raise ValueError(f'text holds a lone surrogate at position {error.start}; allowed: any text that UTF-8 can encode') from None
+        where = f'text holds a lone surrogate at position {error.start}'
+        raise ValueError(f'{where}; allowed: any text that UTF-8 can encode') from None
     tokens = []
     for i, line in enumerate(text.split(LINE_END)):
         if i: tokens.append(LINE_END)
@@ -38,12 +41,14 @@ def canonical(text):
     "`text` as models code it: words joined by single spaces, lines ended by a newline."
     return LINE_END.join(' '.join(filter(None, line.split(' '))) for line in text.split(LINE_END))
 
-# %% ../nbs/00_corpus.ipynb #1aded6d5
 def characters(tokens, following=None):
-    "Characters of canonical text that each token stands for; `following` is the token after the last, if there is one."
+    """Characters of canonical text that each token stands for, `(tokens,)`.
+
+    `following` is the token after the last, if there is one."""
     after = tokens[1:] + [following]
-    return np.array([0 if t == UNKNOWN else 1 if t == LINE_END else len(t) + (n is not None and n != LINE_END)
-                     for t, n in zip(tokens, after)], dtype=np.int64)
+    space = [following is not None and following != LINE_END for following in after]
+    lengths = [0 if t == UNKNOWN else 1 if t == LINE_END else len(t) + s for t, s in zip(tokens, space)]
+    return np.array(lengths, dtype=np.int64)
 
 # %% ../nbs/00_corpus.ipynb #8b92b399
 @dataclass(frozen=True)
@@ -60,26 +65,29 @@ class Alphabet:
         kept = (c for c, n in counts.items() if n >= min_count and c not in (LINE_END, UNKNOWN))
         return cls(''.join(sorted(kept)))
 
-    @property
-    def outputs(self): return 3 + len(self.characters)
-    @property
-    def unknown(self): return self.outputs
-    @property
-    def start(self): return self.outputs + 1
-    @property
-    def symbols(self): return self.outputs + 2
-
-    @property
-    def surcharge(self):
-        "Bits that say which character a dummy was: any Unicode scalar value but the kept ones, space and newline."
-        return float(np.log2(1_112_064 - len(self.characters) - 2))
-
     @cached_property
     def _table(self):
+        "Code point -> symbol, `(0x110000,)`."
         table = np.full(0x110000, self.dummy, dtype=np.int64)
         table[[ord(c) for c in self.characters]] = 3 + np.arange(len(self.characters))
-        for token, symbol in ((LINE_END, self.line_end), (UNKNOWN, self.unknown), (TERMINATOR, self.terminator)): table[ord(token)] = symbol
+        special = {LINE_END: self.line_end, UNKNOWN: self.unknown, TERMINATOR: self.terminator}
+        for token, symbol in special.items(): table[ord(token)] = symbol
         return table
+
+# %% ../nbs/00_corpus.ipynb #a044d799
+@patch(as_prop=True)
+def outputs(self:Alphabet): return 3 + len(self.characters)
+@patch(as_prop=True)
+def unknown(self:Alphabet): return self.outputs
+@patch(as_prop=True)
+def start(self:Alphabet): return self.outputs + 1
+@patch(as_prop=True)
+def symbols(self:Alphabet): return self.outputs + 2
+
+@patch(as_prop=True)
+def surcharge(self:Alphabet):
+    "Bits that say which character a dummy was: any Unicode scalar value but the kept ones, space, newline."
+    return float(np.log2(1_112_064 - len(self.characters) - 2))
 
 # %% ../nbs/00_corpus.ipynb #1960c4e2
 @patch
@@ -92,7 +100,7 @@ def encode(self:Alphabet, tokens, terminated=False):
 # %% ../nbs/00_corpus.ipynb #85134482
 @patch
 def replace_rare(self:Alphabet, tokens):
-    "`tokens` with every character outside the alphabet replaced by the dummy: the identity of a word for the cache."
+    "`tokens` with each character outside the alphabet made the dummy: a word's identity for the cache."
     symbols, lengths = self.encode(tokens)
     where = np.repeat(np.arange(len(tokens)), lengths)[symbols == self.dummy]
     tokens = list(tokens)
@@ -103,7 +111,8 @@ def replace_rare(self:Alphabet, tokens):
 def rare(self:Alphabet, tokens):
     "How many characters of each token are dummies, `(tokens,)`."
     symbols, lengths = self.encode(tokens)
-    return np.bincount(np.repeat(np.arange(len(tokens)), lengths)[symbols == self.dummy], minlength=len(tokens))
+    owner = np.repeat(np.arange(len(tokens)), lengths)
+    return np.bincount(owner[symbols == self.dummy], minlength=len(tokens))
 
 @patch
 def decode(self:Alphabet, symbols):
@@ -116,7 +125,10 @@ SPLITS = ('train', 'valid', 'test')
 
 @dataclass
 class Corpus:
-    "Three texts. `unknown`: the string that stands for a missing word in `train`; `starts`: where documents begin, in characters; `ideal`: code lengths in bits of a known source."
+    """Three texts, with what must be known to count them.
+
+    `unknown`: the string that stands for a missing word in `train`; `starts`: where the documents of a
+    split begin, in characters; `ideal`: code lengths in bits of a known source."""
     name: str
     train: str = None
     valid: str = None
@@ -126,29 +138,43 @@ class Corpus:
     starts: dict = field(default_factory=dict)
     ideal: dict = field(default_factory=dict)
 
-    def text(self, split):
-        if split not in SPLITS: raise ValueError(f'{split!r} is not a split; allowed: {", ".join(SPLITS)}')
-        if getattr(self, split) is None: raise ValueError(f'corpus {self.name} was loaded without its {split} split; allowed: name it in splits=')
-        return getattr(self, split)
-
     def words(self, split):
         "Tokens of one split; the unknown string is reserved in `train` alone."
         return words(self.text(split), self.unknown if split == 'train' else None)
 
-    def documents(self, split):
-        "The texts of the documents of one split, in order; joined they are the split."
-        starts = self.starts.get(split) or [0]
-        return [self.text(split)[a:b] for a, b in zip(starts, starts[1:] + [None])]
-
     @cached_property
     def sha256(self):
-        return {s: hashlib.sha256(getattr(self, s).encode()).hexdigest() for s in SPLITS if getattr(self, s) is not None}
+        "Fingerprints of the loaded splits."
+        loaded = {s: getattr(self, s) for s in SPLITS if getattr(self, s) is not None}
+        return {s: hashlib.sha256(text.encode()).hexdigest() for s, text in loaded.items()}
 
-    def counts(self, split):
-        "Denominators of one split: `characters` (rule B), `file_characters` (rule A), `bytes`, `words` (with line ends)."
-        text, tokens = self.text(split), self.words(split)
-        return dict(characters=int(characters(tokens).sum()), file_characters=len(text), bytes=len(text.encode()),
-                    words=sum(t != UNKNOWN for t in tokens), line_ends=tokens.count(LINE_END), unknown=tokens.count(UNKNOWN))
+# %% ../nbs/00_corpus.ipynb #b4248f11
+@patch
+def text(self:Corpus, split):
+    "The text of one split. Raises `ValueError` if there is no such split or it was not loaded."
+    if split not in SPLITS:
+        raise ValueError(f'{split!r} is not a split; allowed: {", ".join(SPLITS)}')
+    if getattr(self, split) is None:
+        lacking = f'corpus {self.name} was loaded without its {split} split'
+        raise ValueError(f'{lacking}; allowed: name it in splits=')
+    return getattr(self, split)
+
+# %% ../nbs/00_corpus.ipynb #5508d738
+@patch
+def documents(self:Corpus, split):
+    "The texts of the documents of one split, in order; joined they are the split."
+    starts = self.starts.get(split) or [0]
+    return [self.text(split)[a:b] for a, b in zip(starts, starts[1:] + [None])]
+
+@patch
+def counts(self:Corpus, split):
+    """Denominators of one split.
+
+    `characters` (rule B), `file_characters` (rule A), `bytes`, `words` (with line ends)."""
+    text, tokens = self.text(split), self.words(split)
+    return dict(characters=int(characters(tokens).sum()), file_characters=len(text),
+                bytes=len(text.encode()), words=sum(t != UNKNOWN for t in tokens),
+                line_ends=tokens.count(LINE_END), unknown=tokens.count(UNKNOWN))
 
 # %% ../nbs/00_corpus.ipynb #9e9b09f0
 def _joined(texts):
@@ -157,10 +183,12 @@ def _joined(texts):
     return ''.join(texts), [0, *np.cumsum([len(t) for t in texts])[:-1].tolist()]
 
 def _pydoc():
+    "The Python language reference; documents sorted by name."
     from pydoc_data.topics import topics
-    parts, starts = {}, {}
+    ordered, parts, starts = [topics[name] for name in sorted(topics)], {}, {}
     for split, wanted in (('train', range(8)), ('valid', (8,)), ('test', (9,))):
-        parts[split], starts[split] = _joined([topics[name] for i, name in enumerate(sorted(topics)) if i % 10 in wanted])
+        chosen = [document for i, document in enumerate(ordered) if i % 10 in wanted]
+        parts[split], starts[split] = _joined(chosen)
     return Corpus('pydoc', **parts, starts=starts, licence='Python Software Foundation License 2')
 
 # %% ../nbs/00_corpus.ipynb #34db9156
@@ -168,7 +196,9 @@ def read_text(path):
     "The text of a UTF-8 file, `.xz` or plain. Raises `ValueError` if it is empty or not UTF-8."
     path = Path(path)
     try: text = (lzma.open if path.suffix == '.xz' else open)(path, 'rb').read().decode('utf-8')
-    except UnicodeDecodeError as error: raise ValueError(f'{path} is not UTF-8 text (byte {error.start}); allowed: a UTF-8 file, plain or .xz') from None
+    except UnicodeDecodeError as error:
+        fault = f'{path} is not UTF-8 text (byte {error.start})'
+        raise ValueError(f'{fault}; allowed: a UTF-8 file, plain or .xz') from None
     if not text: raise ValueError(f'{path} is empty; allowed: a UTF-8 file with at least one word')
     return text
 
@@ -181,22 +211,33 @@ _HEADING = re.compile(r'(?m)(?:\A|(?<=\n))[ ]?\n(?= ?= [^=\n][^\n]* = ?\n ?\n)')
 
 def document_starts(text):
     "Character positions at which documents begin, by their headings ` = Title = ` between empty lines."
-    starts = [m.start() for m in _HEADING.finditer(text) if not re.match(r' ?= = ', text[m.end():m.end() + 5])]
+    is_section = lambda end: re.match(r' ?= = ', text[end:end + 5])
+    starts = [m.start() for m in _HEADING.finditer(text) if not is_section(m.end())]
     return sorted({0, *starts})
 
-# %% ../nbs/00_corpus.ipynb #ae4ba9c5
+# %% ../nbs/00_corpus.ipynb #d2ebada2
+def _from_folder(folder):
+    "The corpus of a folder with train*, valid* and test* files."
+    parts, starts = {}, {}
+    for split in SPLITS:
+        files = sorted(folder.glob(f'{split}*'))
+        if not files:
+            allowed = 'a folder with train*, valid* and test* files'
+            raise ValueError(f'folder {folder} has no file {split}*; allowed: {allowed}')
+        texts = [read_text(f) for f in files]
+        if len(texts) > 1: parts[split], starts[split] = _joined(texts)
+        else: parts[split], starts[split] = texts[0], document_starts(texts[0])
+    return Corpus(folder.name, **parts, starts=starts)
+
+# %% ../nbs/00_corpus.ipynb #c180654c
 def _from_path(path):
-    if path.is_dir():
-        parts, starts = {}, {}
-        for split in SPLITS:
-            files = sorted(path.glob(f'{split}*'))
-            if not files: raise ValueError(f'folder {path} has no file {split}*; allowed: a folder with train*, valid* and test* files')
-            parts[split], starts[split] = _joined([read_text(f) for f in files]) if len(files) > 1 else (read_text(files[0]), None)
-        return Corpus(path.name, **parts, starts={s: v or document_starts(parts[s]) for s, v in starts.items()})
-    lines = read_text(path).split(LINE_END)
-    lines = [line + LINE_END for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
-    tenth = len(lines) // 10
-    if tenth < 2: raise ValueError(f'{path} has {len(lines)} lines, too few to cut; allowed: 20 lines or more, or a folder with train*, valid* and test*')
+    "The corpus of a folder, or of one file cut into three."
+    if path.is_dir(): return _from_folder(path)
+    *lines, last = read_text(path).split(LINE_END)
+    lines = [line + LINE_END for line in lines] + ([last] if last else [])
+    if (tenth := len(lines) // 10) < 2:
+        allowed = '20 lines or more, or a folder with train*, valid* and test*'
+        raise ValueError(f'{path} has {len(lines)} lines, too few to cut; allowed: {allowed}')
     cuts = 0, len(lines) - tenth, len(lines) - tenth // 2, len(lines)
     parts = {s: ''.join(lines[a:b]) for s, a, b in zip(SPLITS, cuts, cuts[1:])}
     return Corpus(path.stem, **parts, starts={s: document_starts(t) for s, t in parts.items()})
@@ -209,13 +250,18 @@ def online(seconds=2.0):
     if constants.HF_HUB_OFFLINE: return False
     address, answer = urlsplit(constants.ENDPOINT), []
     def knock():
-        try: socket.create_connection((address.hostname, address.port or 443), timeout=seconds).close(); answer.append(True)
+        try:
+            socket.create_connection((address.hostname, address.port or 443), timeout=seconds).close()
+            answer.append(True)
         except OSError: pass
     thread = threading.Thread(target=knock, daemon=True)
-    thread.start(); thread.join(seconds)
+    thread.start()
+    thread.join(seconds)
     return bool(answer)
 
+# %% ../nbs/00_corpus.ipynb #3e7bc019
 def _from_hub(splits):
+    "Texts of WikiText-2 raw from the Hub or its cache, blank lines put back: split -> text."
     if not (here := online()): os.environ['HF_HUB_OFFLINE'] = '1'   # read when datasets is imported
     import datasets, huggingface_hub
     if not here: datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
@@ -227,41 +273,66 @@ def _from_hub(splits):
 # %% ../nbs/00_corpus.ipynb #4b5f506b
 _WIKIPEDIA = 'CC BY-SA 3.0 and GFDL, text of Wikipedia contributors'
 _NOVELS = 'public domain (ELTeC collection)'
+_RAW = {s: ('wikitext-2-raw', [f'wiki.{s}.raw']) for s in SPLITS}
 _FILES = {   # corpus -> split -> (folder, file names)
-    'wikitext-2': {'train': ('wikitext-2', ['wiki.train.tokens']), **{s: ('wikitext-2-raw', [f'wiki.{s}.raw']) for s in SPLITS[1:]}},
-    'wikitext-2-raw': {s: ('wikitext-2-raw', [f'wiki.{s}.raw']) for s in SPLITS},
+    'wikitext-2': {**_RAW, 'train': ('wikitext-2', ['wiki.train.tokens'])},
+    'wikitext-2-raw': _RAW,
     **{f'eltec-{l}': {s: (f'eltec-{l}', [f'{s}.txt']) for s in SPLITS} for l in ('eng', 'deu', 'cze')}}
 CORPORA = ('pydoc', 'synthetic', *_FILES)
 
+def _find(name, root, splits):
+    "Where the files of corpus `name` lie below `root`: split -> path or None."
+    folders = lambda folder: [Path(root) / folder, Path(root)] if root else []
+    wanted = {s: place for s, place in _FILES[name].items() if s in splits}
+    return {s: _first_file(folders(folder), names) for s, (folder, names) in wanted.items()}
+
+# %% ../nbs/00_corpus.ipynb #694c6d59
+def _nowhere(name, root, found):
+    "The sentence for a corpus whose text cannot be had."
+    missing = ', '.join(f'{folder}/{names[0]}' for s, (folder, names) in _FILES[name].items()
+                        if not found.get(s) and s in found)
+    where = f'in {root}' if root else 'since HCLM_DATA is not set'
+    raw = name == 'wikitext-2-raw'
+    hub = ' and the Hub could not be reached' if raw else ''
+    tail = '; corpus wikitext-2 needs no raw train split' if raw else ''
+    return (f'corpus {name} lacks {missing} {where}{hub}; allowed: '
+            'set HCLM_DATA to a folder that has these files, '
+            f'connect to the network (wikitext-2-raw only), or take corpus pydoc{tail}')
+
+# %% ../nbs/00_corpus.ipynb #bc1416bd
 def load_corpus(name, data_dir=None, splits=SPLITS):
-    "The corpus called `name` (one of `CORPORA`, or a path). Raises `ValueError` for an unknown name, `FileNotFoundError` if its text cannot be had."
+    """The corpus called `name` (one of `CORPORA`, or a path).
+
+    Raises `ValueError` for an unknown name, `FileNotFoundError` if its text cannot be had."""
     if name == 'pydoc': return _pydoc()
     if name == 'synthetic': return synthetic()
     if name not in _FILES:
         if Path(name).exists(): return _from_path(Path(name))
-        raise ValueError(f'{name!r} is not a corpus; allowed: {", ".join(CORPORA)}, or the path of a UTF-8 file or folder')
+        allowed = f'{", ".join(CORPORA)}, or the path of a UTF-8 file or folder'
+        raise ValueError(f'{name!r} is not a corpus; allowed: {allowed}')
     root = data_dir or os.environ.get('HCLM_DATA')
-    found = {s: _first_file([Path(root) / folder, Path(root)] if root else [], names) for s, (folder, names) in _FILES[name].items() if s in splits}
+    found = _find(name, root, splits)
     if all(found.values()): parts = {s: read_text(f) for s, f in found.items()}
     elif name == 'wikitext-2-raw':
         try: parts = _from_hub(splits)
         except Exception as error: raise FileNotFoundError(_nowhere(name, root, found)) from error
     else: raise FileNotFoundError(_nowhere(name, root, found))
-    return Corpus(name, **parts, licence=_NOVELS if name.startswith('eltec') else _WIKIPEDIA,
-                  unknown='<unk>' if name == 'wikitext-2' else None, starts={s: document_starts(t) for s, t in parts.items()})
+    licence = _NOVELS if name.startswith('eltec') else _WIKIPEDIA
+    unknown = '<unk>' if name == 'wikitext-2' else None
+    return Corpus(name, **parts, licence=licence, unknown=unknown,
+                  starts={s: document_starts(t) for s, t in parts.items()})
 
-def _nowhere(name, root, found):
-    missing = ', '.join(f'{folder}/{names[0]}' for s, (folder, names) in _FILES[name].items() if not found.get(s) and s in found)
-    where = f'in {root}' if root else 'since HCLM_DATA is not set'
-    tail = '; corpus wikitext-2 needs no raw train split' if name == 'wikitext-2-raw' else ''
-    return f'corpus {name} lacks {missing} {where} and the Hub did not give it; allowed: set HCLM_DATA to a folder that has these files, connect to the network for wikitext-2-raw, or take corpus pydoc{tail}'
-
-# %% ../nbs/00_corpus.ipynb #e654d5f1
+# %% ../nbs/00_corpus.ipynb #143b6fdf
 class Lanes:
-    "`tokens` in `lanes` contiguous lanes; item `i` is segment `i`, a list of lanes, each a list of at most `segment_words` tokens."
+    """`tokens` in `lanes` contiguous lanes.
+
+    Item `i` is segment `i`: a list of lanes, each a list of at most `segment_words` tokens."""
     def __init__(self, tokens, lanes, segment_words):
-        if len(tokens) < lanes: raise ValueError(f'{len(tokens)} words do not fill {lanes} lanes; allowed: at most as many lanes as words')
-        self.tokens, self.lanes, self.segment_words, self.length = tokens, lanes, segment_words, len(tokens) // lanes
+        if len(tokens) < lanes:
+            fault = f'{len(tokens)} words do not fill {lanes} lanes'
+            raise ValueError(f'{fault}; allowed: at most as many lanes as words')
+        self.tokens, self.lanes, self.segment_words = tokens, lanes, segment_words
+        self.length = len(tokens) // lanes
 
     def __len__(self): return -(-self.length // self.segment_words)
 
@@ -281,12 +352,16 @@ def stream_words(path, block=1 << 16):
                 cut = max(rest.rfind(' '), rest.rfind(LINE_END)) + 1
                 yield from words(rest[:cut])
                 rest = rest[cut:]
-        except UnicodeDecodeError as error: raise ValueError(f'{path} is not UTF-8 text ({error.reason}); allowed: a UTF-8 file, plain or .xz') from None
+        except UnicodeDecodeError as error:
+            fault = f'{path} is not UTF-8 text ({error.reason})'
+            raise ValueError(f'{fault}; allowed: a UTF-8 file, plain or .xz') from None
     yield from words(rest)
 
-# %% ../nbs/00_corpus.ipynb #78969c1f
+# %% ../nbs/00_corpus.ipynb #afe5a094
 def quotients(bits, counts):
-    "Total `bits` of a split divided four ways: `bpc` (rule B), `bpc_file` (rule A), `bits_per_byte`, `word_ppl`; and `char_ppl` = 2^bpc."
+    """Total `bits` of a split divided four ways, and `char_ppl` = 2^bpc.
+
+    `bpc` (rule B), `bpc_file` (rule A), `bits_per_byte`, `word_ppl`."""
     bpc = bits / counts['characters']
     return dict(bpc=bpc, bpc_file=bits / counts['file_characters'], bits_per_byte=bits / counts['bytes'],
                 word_ppl=2 ** (bits / counts['words']), char_ppl=2 ** bpc)
@@ -295,36 +370,64 @@ def quotients(bits, counts):
 def compressor_bits(text):
     "Code length in bits of `text` by general compressors, with nothing but the text itself."
     data = text.encode()
-    return {'bzip2 -9': 8 * len(bz2.compress(data, 9)), 'xz -9e': 8 * len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))}
+    return {'bzip2 -9': 8 * len(bz2.compress(data, 9)),
+            'xz -9e': 8 * len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))}
+
+# %% ../nbs/00_corpus.ipynb #050b6b3b
+def _typed(word, letter_bits, stop):
+    "Probability that the monkey types `word`."
+    going_on = (len(word) - 1) * np.log2(1 - stop)
+    return 2 ** -(sum(letter_bits[c] for c in word) - going_on - np.log2(stop))
+
+# %% ../nbs/00_corpus.ipynb #140cecbf
+def _monkey(size, rng, letters, stop, reuse, memory, line):
+    "`size` tokens, and their code lengths in bits with and without memory, `(2,)`."
+    chance = 1 / np.arange(1, len(letters) + 1)
+    chance /= chance.sum()
+    letter_bits = dict(zip(letters, -np.log2(chance)))
+    recent, counts, tokens, bits = deque(), Counter(), [], np.zeros(2)
+    dice = rng.random(size), rng.random(size), rng.geometric(stop, size), rng.random(size)
+    for ends, copies, length, pick in zip(*dice):
+        if ends < 1 / line:
+            tokens.append(LINE_END)
+            bits += np.log2(line)
+            continue
+        if copies < reuse and recent: word = recent[int(pick * len(recent))]
+        else: word = ''.join(rng.choice(list(letters), length, p=chance))
+        typed = _typed(word, letter_bits, stop)
+        mixed = reuse * counts[word] / len(recent) + (1 - reuse) * typed if recent else typed
+        bits -= np.log2((1 - 1 / line) * np.array([mixed, typed]))
+        tokens.append(word)
+        recent.append(word)
+        counts[word] += 1
+        if len(recent) > memory: counts[recent.popleft()] -= 1
+    return tokens, bits
 
 # %% ../nbs/00_corpus.ipynb #29be7852
-def synthetic(sizes=(120_000, 12_000, 12_000), seed=0, letters='etaoinsh', stop=0.3, reuse=0.5, memory=100, line=12):
-    "A bursty, Zipfian, open-vocabulary text with known entropy; `corpus.ideal[split]` holds code lengths in bits `with_memory` and `without_memory`."
+def synthetic(sizes=(120_000, 12_000, 12_000), seed=0, letters='etaoinsh', stop=0.3, reuse=0.5,
+              memory=100, line=12):
+    """A bursty, Zipfian, open-vocabulary text with known entropy.
+
+    `corpus.ideal[split]` holds code lengths in bits `with_memory` and `without_memory`."""
     rng = np.random.default_rng(seed)
-    chance = 1 / np.arange(1, len(letters) + 1); chance /= chance.sum()
-    letter_bits = dict(zip(letters, -np.log2(chance)))
     corpus = Corpus('synthetic', licence='made from a seed')
     for split, size in zip(SPLITS, sizes):
-        recent, counts, tokens, with_memory, without = deque(), Counter(), [], 0.0, 0.0
-        for u, v, length, pick in zip(rng.random(size), rng.random(size), rng.geometric(stop, size), rng.random(size)):
-            if u < 1 / line: tokens.append(LINE_END); with_memory += np.log2(line); without += np.log2(line); continue
-            copy = v < reuse and recent
-            word = recent[int(pick * len(recent))] if copy else ''.join(rng.choice(list(letters), length, p=chance))
-            typed = 2 ** -(sum(letter_bits[c] for c in word) - (len(word) - 1) * np.log2(1 - stop) - np.log2(stop))
-            mixed = reuse * counts[word] / len(recent) + (1 - reuse) * typed if recent else typed
-            with_memory -= np.log2((1 - 1 / line) * mixed); without -= np.log2((1 - 1 / line) * typed)
-            tokens.append(word); recent.append(word); counts[word] += 1
-            if len(recent) > memory: counts[recent.popleft()] -= 1
-        setattr(corpus, split, ' '.join(tokens).replace(f' {LINE_END}', LINE_END).replace(f'{LINE_END} ', LINE_END))
-        corpus.ideal[split] = dict(with_memory=float(with_memory), without_memory=float(without))
+        tokens, bits = _monkey(size, rng, letters, stop, reuse, memory, line)
+        text = ' '.join(tokens).replace(f' {LINE_END}', LINE_END).replace(f'{LINE_END} ', LINE_END)
+        setattr(corpus, split, text)
+        corpus.ideal[split] = dict(zip(('with_memory', 'without_memory'), bits.tolist()))
     return corpus
 
-# %% ../nbs/00_corpus.ipynb #2e9b8d49
+# %% ../nbs/00_corpus.ipynb #45f3a985
 def reuse_distance(tokens):
-    "For each token, how many distinct tokens were used since its last occurrence, itself included (1: it was the last one); 0 if it is new. `(tokens,)`"
+    """For each token, how many distinct tokens were used since its last occurrence, `(tokens,)`.
+
+    The token itself is counted (1: it was the last one); 0 if it is new."""
     order, distances = [], np.zeros(len(tokens), dtype=np.int64)
     for i, token in enumerate(tokens):
         if token in order:
-            place = order.index(token); distances[i] = place + 1; order.pop(place)
+            place = order.index(token)
+            distances[i] = place + 1
+            order.pop(place)
         order.insert(0, token)
     return distances

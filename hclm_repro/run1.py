@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from fastcore.basics import patch
 from .corpus import Alphabet, LINE_END, UNKNOWN, characters
-from .training import PADDING, RESETS, Batch, Config, LanguageModel, Scores, draw, option, reset_points, symbol_nats
+from .training import (
+    PADDING, RESETS, Batch, Config, LanguageModel, Scores, draw, option, reset_points, symbol_nats)
 
 # %% ../nbs/02_run1.ipynb #99a05c3e
 @dataclass(frozen=True)
@@ -43,13 +44,18 @@ class LoopHCLM(LanguageModel):
         self.setup(config)
         units, width = config.units, config.embedding
         self.embedding = nn.Embedding(self.alphabet.symbols, width)
-        self.encoder, self.context, self.decoder = nn.LSTM(width, units), nn.LSTM(units, units), nn.LSTM(width, units)
+        self.encoder = nn.LSTM(width, units)
+        self.context = nn.LSTM(units, units)
+        self.decoder = nn.LSTM(width, units)
         self.output = nn.Linear(units, self.alphabet.outputs)
         self.dropout = nn.Dropout(config.dropout)
         if config.cache_slots != 0:
-            self.gate = nn.Sequential(nn.Linear(units, units), nn.Tanh(), nn.Linear(units, units), nn.Tanh(), nn.Linear(units, 1))
+            self.gate = nn.Sequential(nn.Linear(units, units), nn.Tanh(),
+                                      nn.Linear(units, units), nn.Tanh(), nn.Linear(units, 1))
             self.query = nn.Linear(units, units)
-            if config.score == 'additive': self.key, self.energy = nn.Linear(units, units, bias=False), nn.Linear(units, 1, bias=False)
+            if config.score == 'additive':
+                self.key = nn.Linear(units, units, bias=False)
+                self.energy = nn.Linear(units, 1, bias=False)
         self.initialise()
 
 # %% ../nbs/02_run1.ipynb #0582677c
@@ -63,18 +69,20 @@ def encode_word(self:LoopHCLM, word):
 # %% ../nbs/02_run1.ipynb #d59d4155
 @patch
 def read_words(self:LoopHCLM, batch, state):
-    "Contexts `(lanes, words, units)`, each of which has read the words before it only, and the next `h` and `c`, detached."
+    """Contexts `(lanes, words, units)`, each of which has read the words before it only,
+    and the next `h` and `c` `(lanes, units)`, detached."""
     contexts, last = [], []
     for b in range(batch.lanes):
         h, c = state['h'][b], state['c'][b]
-        for t in range(batch.words):
+        for t, word in enumerate(batch.tokens[b]):
             if t in batch.state_resets: h, c = torch.zeros_like(h), torch.zeros_like(c)
             contexts.append(h)
-            x = self.dropout(self.encode_word(batch.tokens[b][t])) if batch.tokens[b][t] != PADDING else torch.zeros_like(h)
-            _, (h, c) = self.context(x[None, None], (h[None, None], c[None, None]))
+            read = torch.zeros_like(h) if word == PADDING else self.dropout(self.encode_word(word))
+            _, (h, c) = self.context(read[None, None], (h[None, None], c[None, None]))
             h, c = h[0, 0], c[0, 0]
         last.append((h.detach(), c.detach()))
-    return torch.stack(contexts).view(batch.lanes, batch.words, -1), *map(torch.stack, zip(*last))
+    contexts = torch.stack(contexts).view(batch.lanes, batch.words, -1)
+    return contexts, *map(torch.stack, zip(*last))
 
 # %% ../nbs/02_run1.ipynb #1f611875
 @patch
@@ -83,19 +91,28 @@ def begin(self:LoopHCLM, lanes):
     return dict(h=zero, c=zero, caches=[OrderedDict() for _ in range(lanes)]), dict(position=0)
 
 @patch
-def prepare(self:LoopHCLM, segment, memory):
-    count, every = len(segment[0]), self.config.segment_words
-    resets = [t for t in reset_points(memory['position'], count, every) if (memory['position'] + t) % every == 0]
-    memory['position'] += count
-    return Batch(lanes=len(segment), words=count, tokens=[self.alphabet.replace_rare(lane) for lane in segment],
-                 state_resets=resets if self.config.state_reset == 'segment' else [], cache_resets=resets if self.config.cache_reset == 'segment' else [],
-                 characters=int(sum(characters(lane, PADDING).sum() for lane in segment)))
-
-@patch
 def new_epoch(self:LoopHCLM, state, memory):
     fresh, memory['position'] = self.begin(len(state['h']))[0], 0
     kept = dict(h=self.config.state_reset, c=self.config.state_reset, caches=self.config.cache_reset)
     return {k: state[k] if reset == 'never' else fresh[k] for k, reset in kept.items()}, memory
+
+# %% ../nbs/02_run1.ipynb #98bee091
+@patch
+def _resets(self:LoopHCLM, words, memory):
+    "Where in the next `words` words the state and the cache start over; moves the position on."
+    position, every = memory['position'], self.config.segment_words
+    points = [t for t in reset_points(position, words, every) if (position + t) % every == 0]
+    memory['position'] += words
+    choices = self.config.state_reset, self.config.cache_reset
+    return [points if reset == 'segment' else [] for reset in choices]
+
+@patch
+def prepare(self:LoopHCLM, segment, memory):
+    state_resets, cache_resets = self._resets(len(segment[0]), memory)
+    return Batch(lanes=len(segment), words=len(segment[0]),
+                 tokens=[self.alphabet.replace_rare(lane) for lane in segment],
+                 state_resets=state_resets, cache_resets=cache_resets,
+                 characters=int(sum(characters(lane, PADDING).sum() for lane in segment)))
 
 # %% ../nbs/02_run1.ipynb #b7b7f2e0
 @patch
@@ -104,8 +121,10 @@ def spell(self:LoopHCLM, h, word):
     targets = torch.from_numpy(self.alphabet.encode([word], terminated=True)[0]).to(self.device)
     inputs = F.pad(targets[:-1], (1, 0), value=self.alphabet.start)
     start = self.dropout(h)[None, None]
-    hidden, _ = self.decoder(self.dropout(self.embedding.weight)[inputs][:, None], (start, torch.zeros_like(start)))
-    return symbol_nats(self.output(self.dropout(hidden[:, 0])), targets, torch.arange(len(targets), device=self.device) == 0).sum()
+    embedded = self.dropout(self.embedding.weight)[inputs][:, None]
+    hidden, _ = self.decoder(embedded, (start, torch.zeros_like(start)))
+    word_start = torch.arange(len(targets), device=self.device) == 0
+    return symbol_nats(self.output(self.dropout(hidden[:, 0])), targets, word_start).sum()
 
 # %% ../nbs/02_run1.ipynb #c36606d5
 @patch
@@ -125,7 +144,7 @@ def point(self:LoopHCLM, slots, h, word):
 # %% ../nbs/02_run1.ipynb #1766cd1e
 @patch
 def write(self:LoopHCLM, slots, h, word):
-    "Store `word` under `h`; on reuse average (or replace) its key; drop the least recently used word if the cache is full."
+    "Store `word` under `h`; on reuse average (or replace) its key; drop the least recently used word."
     if word in slots and self.config.key_update == 'average': h = (slots[word] + h) / 2
     slots[word] = h
     slots.move_to_end(word)
@@ -133,33 +152,41 @@ def write(self:LoopHCLM, slots, h, word):
 
 # %% ../nbs/02_run1.ipynb #23886331
 def mixture(log_lm, gate, log_copy, hit, empty):
-    "Log probability of a word from log p_lm, the gate's logit, log p_ptr (any finite value where not `hit`), whether the word is in the cache, whether the cache is empty. Also lambda and the posterior of copying. Any shape."
+    """Log probability of a word, lambda and the posterior of copying, of any shape: from log p_lm,
+    the gate's logit, log p_ptr (any finite value where not `hit`), is the word cached, is the cache empty."""
     spelled = torch.where(empty, 0.0, F.logsigmoid(gate)) + log_lm
     copied = F.logsigmoid(-gate) + log_copy
     log_p = torch.where(hit, torch.logaddexp(spelled, copied), spelled)
     return log_p, torch.where(empty, 1.0, gate.sigmoid()), torch.where(hit, (copied - log_p).exp(), 0.0)
+
+# %% ../nbs/02_run1.ipynb #ac0d494f
+@patch
+def _word(self:LoopHCLM, word, h, slots):
+    "Log probability of `word` after `h` `(units,)`, lambda, posterior of copying; then write it to `slots`."
+    zero = h.new_zeros(())
+    if word in (PADDING, UNKNOWN): return zero, zero + 1, zero
+    log_lm = -self.spell(h, word)
+    if self.config.cache_slots == 0: return log_lm, zero + 1, zero
+    log_copy = self.point(slots, h, word)
+    hit, empty = (torch.full((), b, device=self.device) for b in (log_copy is not None, not slots))
+    row = mixture(log_lm, self.gate(h)[0], zero if log_copy is None else log_copy, hit, empty)
+    self.write(slots, h, word)
+    return row
 
 # %% ../nbs/02_run1.ipynb #04d6f44f
 @patch
 def forward(self:LoopHCLM, batch, state):
     contexts, h, c = self.read_words(batch, state)
     own = {id(slots): OrderedDict(slots) for slots in state['caches']}
-    caches = [own[id(slots)] for slots in state['caches']]
-    rows, no, yes = [], *torch.tensor([False, True], device=self.device)
+    caches, rows = [own[id(slots)] for slots in state['caches']], []
     for t in range(batch.words):
-        if t in batch.cache_resets: [slots.clear() for slots in caches]
-        for b in range(batch.lanes):
-            word, context, slots = batch.tokens[b][t], contexts[b, t], caches[b]
-            zero = context.new_zeros(())
-            if word in (PADDING, UNKNOWN): rows.append((zero, zero + 1, zero)); continue
-            log_lm = -self.spell(context, word)
-            if self.config.cache_slots == 0: rows.append((log_lm, zero + 1, zero)); continue
-            copy = self.point(slots, context, word)
-            rows.append(mixture(log_lm, self.gate(context)[0], zero if copy is None else copy, no if copy is None else yes, no if slots else yes))
-            self.write(slots, context, word)
+        if t in batch.cache_resets:
+            for slots in caches: slots.clear()
+        for b in range(batch.lanes): rows.append(self._word(batch.tokens[b][t], contexts[b, t], caches[b]))
     log_p, gate, copy = (torch.stack(column).view(batch.words, batch.lanes).t() for column in zip(*rows))
-    detached = {key: OrderedDict((w, k.detach()) for w, k in slots.items()) for key, slots in own.items()}
-    return Scores(-log_p, gate, copy), dict(h=h, c=c, caches=[detached[id(slots)] for slots in state['caches']])
+    kept = {key: OrderedDict((w, k.detach()) for w, k in slots.items()) for key, slots in own.items()}
+    caches = [kept[id(slots)] for slots in state['caches']]
+    return Scores(-log_p, gate, copy), dict(h=h, c=c, caches=caches)
 
 # %% ../nbs/02_run1.ipynb #c9c62932
 @patch
@@ -169,13 +196,8 @@ def slots(self:LoopHCLM, state, memory):
     return list(held), torch.stack(list(held.values())) if held else None
 
 @patch
-def sample(self:LoopHCLM, state, memory, temperature, dice, longest=1000):
-    "One word: the gate decides, then a slot is drawn or the word is spelled; cut at `longest` characters."
-    config, restart = self.config, memory['position'] % self.config.segment_words == 0
-    h = state['h'][0] * (not (restart and config.state_reset == 'segment'))
-    words, keys = self.slots(state, memory) if config.cache_slots != 0 and not (restart and config.cache_reset == 'segment') else ([], None)
-    if words and torch.rand(1, generator=dice) > self.gate(h)[0].sigmoid().cpu():
-        return words[draw(self.slot_scores(h[None], keys)[0], temperature, dice)]
+def _spell_out(self:LoopHCLM, h, temperature, dice, longest):
+    "Draw a word letter by letter from context `h` `(units,)`; cut at `longest` characters."
     carry, symbol, spelled = (h[None, None], torch.zeros_like(h)[None, None]), self.alphabet.start, []
     while len(spelled) < longest:
         hidden, carry = self.decoder(self.embedding(torch.tensor([[symbol]], device=self.device)), carry)
@@ -187,9 +209,21 @@ def sample(self:LoopHCLM, state, memory, temperature, dice, longest=1000):
         if symbol == self.alphabet.line_end: break
     return self.alphabet.decode(spelled)
 
+# %% ../nbs/02_run1.ipynb #3fe9a178
+@patch
+def sample(self:LoopHCLM, state, memory, temperature, dice, longest=1000):
+    "One word: the gate decides, then a slot is drawn or the word is spelled; cut at `longest` characters."
+    config, restart = self.config, memory['position'] % self.config.segment_words == 0
+    h = state['h'][0] * (not (restart and config.state_reset == 'segment'))
+    emptied = config.cache_slots == 0 or (restart and config.cache_reset == 'segment')
+    words, keys = ([], None) if emptied else self.slots(state, memory)
+    if words and torch.rand(1, generator=dice) > self.gate(h)[0].sigmoid().cpu():
+        return words[draw(self.slot_scores(h[None], keys)[0], temperature, dice)]
+    return self._spell_out(h, temperature, dice, longest)
+
 # %% ../nbs/02_run1.ipynb #fa6f469f
 def hit_rate(tokens, slots, reset=None):
-    "Share of `tokens` found in an LRU cache of `slots` words (None: unbounded) that is emptied every `reset` tokens."
+    "Share of `tokens` found in an LRU cache of `slots` words (None: unbounded), emptied every `reset`."
     held, hits = OrderedDict(), 0
     for i, token in enumerate(tokens):
         if reset and i % reset == 0: held.clear()
