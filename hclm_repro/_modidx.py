@@ -143,6 +143,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'hclm_repro.training.LiveCurve.redraw': ('training.html#livecurve.redraw', 'hclm_repro/training.py'),
                                      'hclm_repro.training.Run': ('training.html#run', 'hclm_repro/training.py'),
                                      'hclm_repro.training.Run.__init__': ('training.html#run.__init__', 'hclm_repro/training.py'),
+                                     'hclm_repro.training.Run._result': ('training.html#run._result', 'hclm_repro/training.py'),
                                      'hclm_repro.training.Run._same': ('training.html#run._same', 'hclm_repro/training.py'),
                                      'hclm_repro.training.Run.after': ('training.html#run.after', 'hclm_repro/training.py'),
                                      'hclm_repro.training.Run.autocast': ('training.html#run.autocast', 'hclm_repro/training.py'),

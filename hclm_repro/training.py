@@ -5,10 +5,10 @@ and how well does the simplest open-vocabulary model do?"""
 
 # %% auto #0
 __all__ = ['RESETS', 'PADDING', 'MODELS', 'PRESETS', 'option', 'Config', 'CharLSTMConfig', 'Scores', 'Batch', 'LanguageModel',
-           'draw', 'load_pretrained', 'pack', 'project', 'ragged_lstm', 'symbol_nats', 'CharLSTM', 'reset_points',
-           'segment_characters', 'cuda_runs', 'pick_device', 'pick_precision', 'TrainingConfig', 'learning_rate',
-           'write_atomically', 'Run', 'train', 'curve_bpc', 'evaluate', 'code_version', 'hardware', 'peak_megabytes',
-           'results_folder', 'keep', 'load_records', 'preset', 'build', 'Experiment', 'read_parameters', 'LiveCurve',
+           'draw', 'pack', 'project', 'ragged_lstm', 'symbol_nats', 'CharLSTM', 'reset_points', 'segment_characters',
+           'load_pretrained', 'cuda_runs', 'pick_device', 'pick_precision', 'TrainingConfig', 'learning_rate', 'preset',
+           'build', 'write_atomically', 'Run', 'curve_bpc', 'evaluate', 'train', 'code_version', 'hardware',
+           'peak_megabytes', 'results_folder', 'keep', 'load_records', 'Experiment', 'read_parameters', 'LiveCurve',
            'plot_bits']
 
 # %% ../nbs/01_training.ipynb #c2439004
@@ -33,16 +33,19 @@ from .corpus import (Alphabet, Lanes, LINE_END, UNKNOWN, DUMMY, characters, load
 # %% ../nbs/01_training.ipynb #4e60dd1b
 def option(default, *choices, at_least=None, above=None, at_most=None):
     "A config field with its allowed values."
-    return field(default=default, metadata=dict(choices=choices, at_least=at_least, above=above, at_most=at_most))
+    rule = dict(choices=choices, at_least=at_least, above=above, at_most=at_most)
+    return field(default=default, metadata=rule)
 
 def _fits(value, kind, rule):
+    "Whether `value` has a type of `kind` and keeps `rule`."
     kinds = typing.get_args(kind) or (kind,)
     if value is None: return type(None) in kinds
     if isinstance(value, bool) and bool not in kinds: return False
     if not isinstance(value, tuple((int, float) if k is float else k for k in kinds)): return False
     if rule.get('choices') and value not in rule['choices']: return False
     low, above, high = (rule.get(k) for k in ('at_least', 'above', 'at_most'))
-    return not (low is not None and value < low or above is not None and value <= above or high is not None and value > high)
+    if low is not None and value < low or above is not None and value <= above: return False
+    return high is None or value <= high
 
 # %% ../nbs/01_training.ipynb #a6c37c81
 def _allowed(kind, rule):
@@ -51,7 +54,8 @@ def _allowed(kind, rule):
     names = {int: 'an integer', float: 'a number', str: 'a string', bool: 'True or False', type(None): 'None'}
     words = dict(at_least='at least', above='above', at_most='at most')
     bounds = [f'{word} {rule[key]}' for key, word in words.items() if rule.get(key) is not None]
-    return ' or '.join(names[k] for k in typing.get_args(kind) or (kind,)) + (', ' + ' and '.join(bounds) if bounds else '')
+    kinds = ' or '.join(names[k] for k in typing.get_args(kind) or (kind,))
+    return kinds + (', ' + ' and '.join(bounds) if bounds else '')
 
 @dataclass(frozen=True)
 class Config:
@@ -61,7 +65,8 @@ class Config:
         for f in fields(self):
             value, kind = getattr(self, f.name), kinds[f.name]
             if not _fits(value, kind, f.metadata):
-                raise ValueError(f'{type(self).__name__}: {f.name} is {value!r}; allowed: {_allowed(kind, f.metadata)}')
+                allowed = _allowed(kind, f.metadata)
+                raise ValueError(f'{type(self).__name__}: {f.name} is {value!r}; allowed: {allowed}')
 
 # %% ../nbs/01_training.ipynb #a345b579
 RESETS = ('segment', 'epoch', 'never')
@@ -96,7 +101,8 @@ class Batch(SimpleNamespace):
         def move(value):
             if torch.is_tensor(value): return value.to(device, non_blocking=True)
             if isinstance(value, Batch): return value.to(device)
-            return [move(v) for v in value] if isinstance(value, list) and value and isinstance(value[0], Batch) else value
+            batches = isinstance(value, list) and value and isinstance(value[0], Batch)
+            return [move(v) for v in value] if batches else value
         return Batch(**{name: move(value) for name, value in vars(self).items()})
 
 # %% ../nbs/01_training.ipynb #eeeaf62c
@@ -122,6 +128,18 @@ class LanguageModel(nn.Module, PyTorchModelHubMixin):
     @property
     def parameter_count(self): return sum(p.numel() for p in self.parameters())
 
+# %% ../nbs/01_training.ipynb #4f75c94e
+@patch
+def _frame(self:LanguageModel, tokens, following, scores, lane):
+    column = lambda x: x[lane, :len(tokens)].double().cpu().numpy()
+    surcharge = self.alphabet.rare(tokens) * self.alphabet.surcharge
+    names = ['<unk>' if token == UNKNOWN else token for token in tokens]
+    table = dict(word=names, characters=characters(tokens, following),
+                 bits=column(scores.nats) / math.log(2) + surcharge, surcharge=surcharge)
+    for name in ('gate', 'copy'):
+        if getattr(scores, name) is not None: table[name] = column(getattr(scores, name))
+    return pd.DataFrame(table)
+
 # %% ../nbs/01_training.ipynb #f399c209
 @patch
 def _frames(self:LanguageModel, streams, segment=None):
@@ -138,30 +156,21 @@ def _frames(self:LanguageModel, streams, segment=None):
             ahead = [row.pop() if len(row) > segment else None for row in rows]
             longest = max(map(len, rows))
             filled = [row + [PADDING] * (longest - len(row)) for row in rows]
-            with torch.no_grad(): scores, state = self(self.prepare(filled, memory).to(self.device), state)
-            yield [self._frame(row, following, scores, i) for i, (row, following) in enumerate(zip(rows, ahead))]
+            batch = self.prepare(filled, memory).to(self.device)
+            with torch.no_grad(): scores, state = self(batch, state)
+            yield [self._frame(row, ahead[i], scores, i) for i, row in enumerate(rows)]
     finally: self.train(training)
-
-# %% ../nbs/01_training.ipynb #4f75c94e
-@patch
-def _frame(self:LanguageModel, tokens, following, scores, lane):
-    column = lambda x: x[lane, :len(tokens)].double().cpu().numpy()
-    surcharge = self.alphabet.rare(tokens) * self.alphabet.surcharge
-    table = dict(word=tokens, characters=characters(tokens, following),
-                 bits=column(scores.nats) / math.log(2) + surcharge, surcharge=surcharge)
-    for name in ('gate', 'copy'):
-        if getattr(scores, name) is not None: table[name] = column(getattr(scores, name))
-    return pd.DataFrame(table)
 
 # %% ../nbs/01_training.ipynb #c5e407f2
 _EMPTY = dict(word=object, characters=int, bits=float, surcharge=float)
 
 @patch
 def score(self:LanguageModel, text, segment=None):
-    """A table with one row per word of `canonical(text)`, line ends included; for a list of texts, a list of tables.
+    """A table with one row per word of `canonical(text)`; for a list of texts, a list of tables.
 
-    Columns: `word`, `characters`, `bits`, of which `surcharge` names rare characters, and where the model has them
-    `gate` and `copy`. Raises `ValueError` for a segment below 1 and for text that UTF-8 cannot encode."""
+    Line ends are words. Columns: `word`, `characters`, `bits`, of which `surcharge` names rare characters,
+    and where the model has them `gate` and `copy`. Raises `ValueError` for a segment below 1 and for text
+    that UTF-8 cannot encode."""
     if isinstance(text, str): return self.score([text], segment)[0]
     parts = list(self._frames([iter(words_of(t)) for t in text], segment)) if text else []
     empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in _EMPTY.items()})
@@ -170,16 +179,22 @@ def score(self:LanguageModel, text, segment=None):
 
 @patch
 def score_file(self:LanguageModel, path, segment=None):
-    "Yield the tables of `score` for a UTF-8 file (`.xz` or plain), `segment` words at a time, without reading it whole."
+    "Yield tables like `score` of a UTF-8 file (`.xz` or plain), `segment` words at a time."
     for table, in self._frames([stream_words(path)], segment): yield table
 
-# %% ../nbs/01_training.ipynb #86a2e104
+# %% ../nbs/01_training.ipynb #dae917d6
+def draw(logits, temperature, dice):
+    "An index drawn from a row of `logits` at `temperature`; the largest at temperature 0."
+    if temperature == 0: return int(logits.argmax())
+    return int(torch.multinomial(F.softmax(logits.double().cpu() / temperature, -1), 1, generator=dice))
+
 @patch
 @torch.no_grad()
 def generate(self:LanguageModel, prompt='', words=50, temperature=1.0, seed=0):
-    "The continuation of `prompt` by `words` words (line ends count). `temperature` 0 takes the likeliest symbol."
+    "Continue `prompt` by `words` words (line ends count). `temperature` 0 takes the likeliest symbol."
     if temperature < 0: raise ValueError(f'temperature is {temperature}; allowed: a number of at least 0')
-    training, dice, (state, memory) = self.training, torch.Generator().manual_seed(seed), self.begin(1)
+    training, dice = self.training, torch.Generator().manual_seed(seed)
+    state, memory = self.begin(1)
     self.eval()
     read = lambda tokens: self(self.prepare([tokens], memory).to(self.device), state)[1]
     if tokens := words_of(prompt): state = read(tokens)
@@ -191,34 +206,13 @@ def generate(self:LanguageModel, prompt='', words=50, temperature=1.0, seed=0):
     text = ' '.join(written).replace(f' {LINE_END}', LINE_END).replace(f'{LINE_END} ', LINE_END)
     return text.replace(DUMMY, '\u25ca')
 
-# %% ../nbs/01_training.ipynb #dae917d6
-def draw(logits, temperature, dice):
-    "An index drawn from a row of `logits` at `temperature`; the largest at temperature 0."
-    if temperature == 0: return int(logits.argmax())
-    return int(torch.multinomial(F.softmax(logits.double().cpu() / temperature, -1), 1, generator=dice))
-
-# %% ../nbs/01_training.ipynb #d60d7b9e
-def load_pretrained(name_or_folder):
-    """The model in a folder written by `save_pretrained`, or in a repository of the Hub, whatever its class.
-
-    Raises `FileNotFoundError` if there is none."""
-    path = Path(name_or_folder) / 'config.json'
-    if not path.exists():
-        from huggingface_hub import hf_hub_download
-        try: path = Path(hf_hub_download(str(name_or_folder), 'config.json'))
-        except Exception as error:
-            raise FileNotFoundError(f'{name_or_folder} holds no model; allowed: a folder written by save_pretrained, '
-                                    'or a repository of the Hub') from error
-    config = json.loads(path.read_text())
-    with contextlib.redirect_stdout(io.StringIO()):   # the mixin prints where it loads from
-        return MODELS[config.get('config', config)['model']].from_pretrained(name_or_folder)
-
 # %% ../nbs/01_training.ipynb #7480d20c
 def pack(lengths):
     """Plan for sequences of `lengths` that lie end to end.
 
-    `sizes`: sequences alive at each step; `order`: sequences by falling length; `row`: packed row of each element;
-    `before`: packed row of the previous step, for all rows after step 0; `last`: row of each last element; `empty`."""
+    `sizes`: sequences alive at each step; `order`: sequences by falling length; `row`: packed row of each
+    element; `before`: packed row of the previous step, for all rows after step 0; `last`: row of each last
+    element; `empty`: whether a sequence has no element."""
     lengths = np.asarray(lengths, dtype=np.int64)
     order, starts = np.argsort(-lengths, kind='stable'), np.cumsum(lengths) - lengths
     sizes = len(lengths) - np.cumsum(np.bincount(lengths, minlength=1))[:-1]
@@ -233,7 +227,7 @@ def pack(lengths):
 
 # %% ../nbs/01_training.ipynb #25f3da77
 def _run_forward(inputs, h, c, weight, sizes, dtype):
-    "Gates `(rows, 4 units)`, cells and hidden states `(rows, units)` of all packed rows; products in `dtype`."
+    "Gates `(rows, 4 units)`, cells and hidden `(rows, units)` of all packed rows; products in `dtype`."
     units, offset, recurrent = h.shape[1], 0, weight.t().to(dtype)
     gates, cells, hidden = torch.empty_like(inputs), *inputs.new_empty(2, len(inputs), units)
     for n in sizes:
@@ -295,9 +289,10 @@ def project(lstm, inputs):
     return F.linear(inputs, lstm.weight_ih_l0, lstm.bias_ih_l0 + lstm.bias_hh_l0)
 
 def ragged_lstm(lstm, inputs, plan, h0, c0):
-    """Run `lstm` over packed rows of projected `inputs` `(rows, 4 units)` from `h0`, `c0` `(sequences, units)`.
+    """Run `lstm` over packed rows of projected `inputs`.
 
-    Returns hidden `(rows, units)` and the last hidden and cell of each sequence; the last cell carries no gradient."""
+    `inputs` `(rows, 4 units)`; `h0`, `c0` `(sequences, units)`. Returns hidden `(rows, units)` and the last
+    hidden and cell of each sequence; the last cell carries no gradient."""
     kind = inputs.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h0.dtype
     hidden, cells = _Recurrence.apply(inputs.to(h0.dtype), h0[plan.order], c0[plan.order], lstm.weight_hh_l0,
@@ -333,23 +328,30 @@ class CharLSTM(LanguageModel):
         memory['position'] = 0
         return (state, memory) if self.config.state_reset == 'never' else self.begin(len(memory['last']))
 
-# %% ../nbs/01_training.ipynb #67221263
+# %% ../nbs/01_training.ipynb #91173931
 def reset_points(position, words, every):
-    "Where in the next `words` words a stream at `position` starts over, if it does so every `every` words; 0 always."
+    """Where in the next `words` words a stream at `position` starts over, if it does so every `every` words.
+
+    0 is always the first: a segment starts there."""
     return [0, *range(every - position % every, words, every)] if every else [0]
 
-# %% ../nbs/01_training.ipynb #c8f96d30
+def segment_characters(segment):
+    "Characters that a segment stands for, a word at the end of a lane counted with the space after it."
+    return int(sum(characters(lane, PADDING).sum() for lane in segment))
+
 @patch
 def _previous(self:CharLSTM, symbols, pieces, cold, memory):
-    "The symbol read before each of `symbols`, given `pieces` `(lanes, sequences)` of symbols; and update `memory`."
+    "The symbol read before each of `symbols`, with `pieces` `(lanes, sequences)` symbols; updates `memory`."
     previous, ends = np.roll(symbols, 1), np.cumsum(pieces)
     for i, (end, length) in enumerate(zip(ends, pieces.ravel())):
         lane, first = i // pieces.shape[1], i % pieces.shape[1] == 0
-        if length: previous[end - length] = memory['last'][lane] if first and not cold else self.alphabet.start
+        carried = memory['last'][lane] if first and not cold else self.alphabet.start
+        if length: previous[end - length] = carried
     for lane, (end, length) in enumerate(zip(np.cumsum(pieces.sum(1)), pieces.sum(1))):
         if length: memory['last'][lane] = int(symbols[end - 1])
     return previous
 
+# %% ../nbs/01_training.ipynb #df7865f6
 @patch
 def prepare(self:CharLSTM, segment, memory):
     "The batch of a segment, lanes of tokens; `memory` moves on."
@@ -357,27 +359,29 @@ def prepare(self:CharLSTM, segment, memory):
     every = self.config.segment_words if self.config.state_reset == 'segment' else None
     cold = every is not None and memory['position'] % every == 0
     tokens, lengths = [t for lane in segment for t in lane], np.zeros(lanes * count, np.int64)
-    symbols, lengths[[t != PADDING for t in tokens]] = alphabet.encode([t for t in tokens if t != PADDING], terminated=True)
-    pieces = np.add.reduceat(lengths.reshape(lanes, count), reset_points(memory['position'], count, every), axis=1)
+    real = [t != PADDING for t in tokens]
+    symbols, lengths[real] = alphabet.encode([t for t in tokens if t != PADDING], terminated=True)
+    resets = reset_points(memory['position'], count, every)
+    pieces = np.add.reduceat(lengths.reshape(lanes, count), resets, axis=1)   # (lanes, sequences)
     previous, plan = self._previous(symbols, pieces, cold, memory), pack(pieces.ravel())
     memory['position'] += count
     starts = np.isin(previous, [alphabet.terminator, alphabet.line_end, alphabet.unknown, alphabet.start])
     targets, order = np.where(symbols == alphabet.unknown, -100, symbols), torch.argsort(plan.row).numpy()
-    rows = dict(previous=previous, targets=targets, word_start=starts, word=np.repeat(np.arange(len(tokens)), lengths))
-    return Batch(lanes=lanes, words=count, pieces=pieces.shape[1], cold=cold, plan=plan, characters=segment_characters(segment),
+    word = np.repeat(np.arange(len(tokens)), lengths)
+    rows = dict(previous=previous, targets=targets, word_start=starts, word=word)
+    return Batch(lanes=lanes, words=count, pieces=pieces.shape[1], cold=cold, plan=plan,
+                 characters=segment_characters(segment),
                  **{name: torch.from_numpy(x[order]) for name, x in rows.items()})
-
-# %% ../nbs/01_training.ipynb #9c16ca56
-def segment_characters(segment):
-    "Characters that a segment stands for, a word at the end of a lane counted with the space after it."
-    return int(sum(characters(lane, PADDING).sum() for lane in segment))
 
 # %% ../nbs/01_training.ipynb #5a3dccaf
 @patch
 def forward(self:CharLSTM, batch, state):
     "Scores of a batch and the next state."
     lanes, pieces, units = batch.lanes, batch.pieces, self.config.units
-    def start(carried): return torch.cat([carried[:, None] * (not batch.cold), carried.new_zeros(lanes, pieces - 1, units)], 1)
+    def start(carried):   # (lanes, units) -> (lanes, pieces, units): only the first piece goes on
+        zeros = carried.new_zeros(lanes, pieces - 1, units)
+        return torch.cat([carried[:, None] * (not batch.cold), zeros], 1)
+
     inputs = F.embedding(batch.previous, project(self.lstm, self.dropout(self.embedding.weight)))
     h0, c0 = (start(state[name]).flatten(0, 1) for name in ('h', 'c'))
     hidden, h, c = ragged_lstm(self.lstm, inputs, batch.plan, h0, c0)
@@ -404,9 +408,25 @@ def sample(self:CharLSTM, state, memory, temperature, dice, longest=1000):
         if symbol == alphabet.line_end: break
     return alphabet.decode(spelled)
 
+# %% ../nbs/01_training.ipynb #d60d7b9e
+def load_pretrained(name_or_folder):
+    """The model in a folder written by `save_pretrained`, or in a repository of the Hub, whatever its class.
+
+    Raises `FileNotFoundError` if there is none."""
+    path = Path(name_or_folder) / 'config.json'
+    if not path.exists():
+        from huggingface_hub import hf_hub_download
+        try: path = Path(hf_hub_download(str(name_or_folder), 'config.json'))
+        except Exception as error:
+            raise FileNotFoundError(f'{name_or_folder} holds no model; allowed: a folder written by '
+                                    'save_pretrained, or a repository of the Hub') from error
+    config = json.loads(path.read_text())
+    with contextlib.redirect_stdout(io.StringIO()):   # the mixin prints where it loads from
+        return MODELS[config.get('config', config)['model']].from_pretrained(name_or_folder)
+
 # %% ../nbs/01_training.ipynb #aa1ee8e5
 def cuda_runs(capability, built):
-    "Whether kernels built for `built` (sm_80, compute_90, ...) run on a card of `capability`, (major, minor)."
+    "Whether kernels `built` (sm_80, compute_90, ...) run on a card of `capability`, (major, minor)."
     have = capability[0] * 10 + capability[1]
     def number(arch): return int(''.join(c for c in arch.split('_')[1] if c.isdigit()))
     binary = [number(a) for a in built if a.startswith('sm_')]
@@ -417,20 +437,21 @@ def cuda_runs(capability, built):
 def pick_device(name='auto'):
     """A `torch.device` for 'auto', 'cpu' or 'cuda'.
 
-    Raises `RuntimeError` if a card is asked for that this torch cannot use; 'auto' then warns and takes the CPU."""
-    if name not in ('auto', 'cpu', 'cuda'): raise ValueError(f'device is {name!r}; allowed: one of auto, cpu, cuda')
-    if name == 'cpu' or (name == 'auto' and not torch.cuda.is_available()): return torch.device('cpu')
-    if not torch.cuda.is_available(): raise RuntimeError('device is cuda, but torch sees no card; allowed: device=cpu')
+    Raises `RuntimeError` if a card is asked for that torch cannot use; 'auto' warns and takes the CPU."""
+    if name not in ('auto', 'cpu', 'cuda'):
+        raise ValueError(f'device is {name!r}; allowed: one of auto, cpu, cuda')
+    seen = torch.cuda.is_available()
+    if name == 'cpu' or (name == 'auto' and not seen): return torch.device('cpu')
+    if not seen: raise RuntimeError('device is cuda, but torch sees no card; allowed: device=cpu')
     capability, built = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
     if cuda_runs(capability, built): return torch.device('cuda')
-    message = (f'{torch.cuda.get_device_name()} has capability {capability[0]}.{capability[1]}, this torch is built for '
-               f'{" ".join(built)}; allowed: device=cpu, another card, or a wheel that supports this one '
-               '(torch==2.7.1 is the last default wheel for a P100)')
+    message = (f'{torch.cuda.get_device_name()} has capability {capability[0]}.{capability[1]}, this torch '
+               f'is built for {" ".join(built)}; allowed: device=cpu, another card, or a wheel that '
+               'supports this one (torch==2.7.1 is the last default wheel for a P100)')
     if name == 'cuda': raise RuntimeError(message)
     warnings.warn(message)
     return torch.device('cpu')
 
-# %% ../nbs/01_training.ipynb #ae1baecb
 def pick_precision(device, name='auto'):
     "'fp32', 'bf16' or 'fp16'; 'auto' is bf16 on a CUDA card of capability 8.0 or more, fp32 elsewhere."
     capable = device.type == 'cuda' and torch.cuda.get_device_capability() >= (8, 0)
@@ -464,7 +485,8 @@ class TrainingConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         if (self.epochs is None) == (self.words is None):
-            raise ValueError(f'epochs is {self.epochs} and words is {self.words}; allowed: exactly one of them, the other None')
+            raise ValueError(f'epochs is {self.epochs} and words is {self.words}; '
+                             'allowed: exactly one of them, the other None')
 
 # %% ../nbs/01_training.ipynb #a28b2f87
 def learning_rate(config, step, updates):
@@ -474,9 +496,46 @@ def learning_rate(config, step, updates):
     if step < warm: return config.lr * (step + 1) / warm
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, updates - warm)))
 
+# %% ../nbs/01_training.ipynb #f6f3601d
+_SEED = dict(cache_slots=800, lanes=64, epochs=5, words=None, evaluations=5, lr=2e-3)
+PRESETS = dict(
+    tiny=dict(units=16, embedding=12, segment_words=8, cache_slots=50, lanes=4, words=1_600, evaluations=2,
+              curve_words=400, sample_words=8, log_every=5),
+    smoke=dict(units=64, embedding=32, segment_words=16, cache_slots=500, dropout=0.1, lanes=8, words=205_000,
+               lr=6e-3, evaluations=4, curve_words=8_000),
+    quick=dict(units=192, segment_words=35, cache_slots=800, dropout=0.1, lanes=32, words=1_500_000, lr=4e-3,
+               evaluations=3),
+    run1=dict(_SEED, units=256, segment_words=10, cache_reset='segment', state_reset='segment',
+              schedule='constant'),
+    run2=dict(_SEED, units=512, segment_words=35, cache_reset='epoch', state_reset='epoch', dropout=0.2),
+    kawakami=dict(units=600, embedding=600, segment_words=35, cache_slots=100, score='additive',
+                  key_update='average', cache_reset='epoch', state_reset='epoch', dropout=0.5,
+                  init_range=0.08, lanes=10, epochs=10, words=None, evaluations=10, lr=2e-3,
+                  schedule='constant', weight_decay=0.0, clip=10.0))
+
+# %% ../nbs/01_training.ipynb #79254369
+def preset(model, name):
+    """`(model config, TrainingConfig)` of a preset, for a model class or its name.
+
+    Raises `ValueError` for an unknown name."""
+    if name not in PRESETS: raise ValueError(f'preset is {name!r}; allowed: one of {", ".join(PRESETS)}')
+    if isinstance(model, str) and model not in MODELS:
+        raise ValueError(f'{model!r} is not a model; allowed: one of {", ".join(MODELS)}')
+    kind = typing.get_type_hints((MODELS[model] if isinstance(model, str) else model).__init__)['config']
+    def pick(cls):
+        names = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in PRESETS[name].items() if k in names})
+    return pick(kind), pick(TrainingConfig)
+
+def build(model, config, corpus, training):
+    "A fresh model (a class or its name) on the alphabet of `corpus`, its weights drawn from `training.seed`."
+    alphabet = Alphabet.of(corpus.words('train'), training.min_count).characters
+    torch.manual_seed(training.seed)
+    return (MODELS[model] if isinstance(model, str) else model)(replace(config, alphabet=alphabet))
+
 # %% ../nbs/01_training.ipynb #f5327f3a
 def write_atomically(path, write):
-    "Call `write(file)` on a temporary neighbour of `path`, then rename it: a kill leaves the old file or the new one."
+    "Call `write(file)` on a neighbour of `path`, then rename it: a kill leaves the old file or the new one."
     temporary = path.with_name(f'.{path.name}.part')
     with open(temporary, 'wb') as file:
         write(file)
@@ -492,35 +551,34 @@ class Run:
         self.device, self.precision = model.device, pick_precision(model.device, config.precision)
         self.lanes = Lanes(corpus.words('train'), config.lanes, model.config.segment_words)
         per_update = config.lanes * model.config.segment_words
-        self.updates = config.epochs * len(self.lanes) if config.epochs else max(1, round(config.words / per_update))
-        self.evaluate_at = {round(self.updates * (i + 1) / config.evaluations) for i in range(config.evaluations)}
-        self.optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
+        by_words = max(1, round((config.words or 0) / per_update))
+        self.updates = config.epochs * len(self.lanes) if config.epochs else by_words
+        parts = range(1, config.evaluations + 1)
+        self.evaluate_at = {round(self.updates * part / config.evaluations) for part in parts}
+        self.optimizer = torch.optim.AdamW(model.parameters(), config.lr, fused=True,
+                                           weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == 'fp16')
         self.step, self.seconds, self.words_read, self.characters_read = 0, 0.0, 0, 0
         self.steps, self.curve, self.pending, self.record = [], [], [], None
         self.best, self.best_weights = math.inf, None
         self.state, self.memory = model.begin(config.lanes)
-        self.identity = dict(model=asdict(model.config), training=asdict(config), corpus=corpus.name, sha256=corpus.sha256)
+        self.identity = dict(model=asdict(model.config), training=asdict(config), corpus=corpus.name,
+                             sha256=corpus.sha256)
         torch.manual_seed(config.seed)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.restore()
         self.clock = self.saved = time.perf_counter()
 
-# %% ../nbs/01_training.ipynb #d3f28391
-_KEPT = ('step', 'seconds', 'words_read', 'characters_read', 'steps', 'curve', 'best', 'best_weights', 'state', 'memory', 'identity')
-_PARTS = ('model', 'optimizer', 'scaler')
-
+# %% ../nbs/01_training.ipynb #9c47eaf1
 @patch
-def save(self:Run):
-    "Write the checkpoint."
-    self.fetch()
-    cuda = torch.cuda.get_rng_state() if self.device.type == 'cuda' else None
-    checkpoint = {name: getattr(self, name) for name in _KEPT} | dict(random=(torch.get_rng_state(), cuda))
-    checkpoint |= {name: getattr(self, name).state_dict() for name in _PARTS}
-    write_atomically(self.folder / 'checkpoint.pt', lambda file: torch.save(checkpoint, file))
-    self.saved = time.perf_counter()
+def _same(self:Run, other):
+    flat = lambda identity: pd.json_normalize(json.loads(json.dumps(identity))).to_dict('records')[0]
+    mine, theirs = flat(self.identity), flat(other)
+    for name, value in mine.items():
+        if name not in theirs or value != theirs[name]:
+            raise ValueError(f'{self.folder} holds a run with {name} = {theirs.get(name)!r}, not {value!r}; '
+                             'allowed: the same settings, another out_dir, or delete that folder')
 
-# %% ../nbs/01_training.ipynb #ad01374b
 @patch
 def restore(self:Run):
     "Go on from the checkpoint, if there is one. Raises `ValueError` if it belongs to another run."
@@ -539,35 +597,31 @@ def restore(self:Run):
     torch.set_rng_state(cpu.cpu())
     if cuda is not None: torch.cuda.set_rng_state(cuda.cpu())
 
+# %% ../nbs/01_training.ipynb #d3f28391
+_KEPT = ('step', 'seconds', 'words_read', 'characters_read', 'steps', 'curve', 'best', 'best_weights',
+         'state', 'memory', 'identity')
+_PARTS = ('model', 'optimizer', 'scaler')
+
 @patch
-def _same(self:Run, other):
-    mine, theirs = (pd.json_normalize(json.loads(json.dumps(identity))).iloc[0] for identity in (self.identity, other))
-    for name in mine.index:
-        if name not in theirs or (mine[name] != theirs[name] and not (pd.isna(mine[name]) and pd.isna(theirs[name]))):
-            raise ValueError(f'{self.folder} holds a run with {name} = {theirs.get(name)!r}, not {mine[name]!r}; '
-                             'allowed: the same settings, another out_dir, or delete that folder')
+def fetch(self:Run):
+    "Move pending losses to the log, in bits per character. Raises `FloatingPointError` if one is not finite."
+    losses = torch.stack([loss for *_, loss in self.pending]).tolist() if self.pending else []
+    for (step, words, lr, _), loss in zip(self.pending, losses):
+        if not math.isfinite(loss):
+            raise FloatingPointError(f'the loss of update {step} is {loss}; allowed: a finite number '
+                                     '(try a smaller lr or clip)')
+        self.steps.append(dict(step=step, words=words, lr=lr, bpc=loss / math.log(2)))
+    self.pending = []
 
-# %% ../nbs/01_training.ipynb #43c57b7a
-def train(model, corpus, config, folder, watch=None):
-    """Train `model` on `corpus.train` in `folder`, resuming from a checkpoint there. Returns the record.
-
-    The weights that did best on valid end up in `model` and in `folder/model`. `watch(run)` is called now and then."""
-    run = Run(model, corpus, config, folder)
-    model.train()
-    todo = range(run.step, 0 if run.record else run.updates)
-    for _ in tqdm(todo, initial=run.step, total=run.updates, unit='update', desc=run.folder.name, mininterval=1):
-        batch = model.prepare(run.next_segment(), run.memory).to(run.device)
-        with run.autocast(): scores, run.state = model(batch, run.state)
-        loss = scores.nats.sum() / batch.characters
-        run.optimizer.zero_grad(set_to_none=True)
-        run.scaler.scale(loss).backward()
-        run.scaler.unscale_(run.optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        for group in run.optimizer.param_groups: group['lr'] = learning_rate(config, run.step, run.updates)
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        run.after(loss.detach(), batch, watch)
-    return run.finish(watch)
+@patch
+def save(self:Run):
+    "Write the checkpoint."
+    self.fetch()
+    cuda = torch.cuda.get_rng_state() if self.device.type == 'cuda' else None
+    checkpoint = {name: getattr(self, name) for name in _KEPT} | dict(random=(torch.get_rng_state(), cuda))
+    checkpoint |= {name: getattr(self, name).state_dict() for name in _PARTS}
+    write_atomically(self.folder / 'checkpoint.pt', lambda file: torch.save(checkpoint, file))
+    self.saved = time.perf_counter()
 
 # %% ../nbs/01_training.ipynb #4587a65f
 @patch
@@ -582,17 +636,6 @@ def autocast(self:Run):
     "Reduced precision for matrix products, if the run asks for it."
     dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(self.precision)
     return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
-
-# %% ../nbs/01_training.ipynb #a922d79a
-@patch
-def fetch(self:Run):
-    "Move pending losses to the log, in bits per character. Raises `FloatingPointError` if one is not finite."
-    losses = torch.stack([loss for *_, loss in self.pending]).tolist() if self.pending else []
-    for (step, words, lr, _), loss in zip(self.pending, losses):
-        if not math.isfinite(loss):
-            raise FloatingPointError(f'the loss of update {step} is {loss}; allowed: a finite number (try a smaller lr or clip)')
-        self.steps.append(dict(step=step, words=words, lr=lr, bpc=loss / math.log(2)))
-    self.pending = []
 
 @patch
 def after(self:Run, loss, batch, watch):
@@ -628,27 +671,54 @@ def evaluate(self:Run):
     "A point of the curve, with a sample; and the best weights so far."
     bpc = curve_bpc(self.model, self.corpus.words('valid')[:self.config.curve_words])
     sample = dict(prompt='The', seed=self.config.seed, temperature=0.8, words=self.config.sample_words)
-    self.curve.append(dict(step=self.step, epoch=self.step / len(self.lanes), words=self.words_read, seconds=self.seconds,
-                           valid_bpc=bpc, sample=dict(sample, text=self.model.generate(**sample))))
+    sample['text'] = self.model.generate(**sample)
+    self.curve.append(dict(step=self.step, epoch=self.step / len(self.lanes), words=self.words_read,
+                           seconds=self.seconds, valid_bpc=bpc, sample=sample))
     if bpc < self.best:
-        self.best, self.best_weights = bpc, {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.best = bpc
+        self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
 # %% ../nbs/01_training.ipynb #0e0356f4
 def evaluate(model, corpus, split='valid', segment=None):
     """Score one split in one stream.
 
-    Returns its counts, total `bits` and `surcharge`, the quotients without the surcharge (as K17), `bpc_exact` with it,
-    and `documents`: characters and bits of each."""
+    Returns its counts, total `bits` and `surcharge`, the quotients without the surcharge (as K17),
+    `bpc_exact` with it, and `documents`: characters and bits of each."""
     started, counts, rows = time.perf_counter(), corpus.counts(split), []
     for table, in model._frames([iter(corpus.words(split))], segment):
         rows.append(table[['characters', 'bits', 'surcharge']].to_numpy(float))
     _, bits, surcharge = (rows := np.concatenate(rows)).sum(0)
     lengths = [len(words_of(d)) for d in corpus.documents(split)]
-    if len(lengths) < 5: lengths = [1000] * (len(rows) // 1000) + [len(rows) % 1000]   # no documents to speak of
+    if len(lengths) < 5:   # no documents to speak of
+        lengths = [1000] * (len(rows) // 1000) + [len(rows) % 1000]
     parts = [part.sum(0) for part in np.split(rows, np.cumsum(lengths)[:-1]) if len(part)]
     return dict(split=split, **counts, bits=bits, surcharge=surcharge, **quotients(bits - surcharge, counts),
                 bpc_exact=bits / counts['characters'], seconds=time.perf_counter() - started,
                 documents=[[int(length), round(total - extra, 3)] for length, total, extra in parts])
+
+# %% ../nbs/01_training.ipynb #43c57b7a
+def train(model, corpus, config, folder, watch=None):
+    """Train `model` on `corpus.train` in `folder`, resuming from a checkpoint there. Returns the record.
+
+    The weights that did best on valid end up in `model` and in `folder/model`; `watch(run)` is called now and
+    then."""
+    run = Run(model, corpus, config, folder)
+    model.train()
+    todo = range(run.step, 0 if run.record else run.updates)
+    progress = dict(initial=run.step, total=run.updates, unit='update', desc=run.folder.name, mininterval=1)
+    for _ in tqdm(todo, **progress):
+        batch = model.prepare(run.next_segment(), run.memory).to(run.device)
+        with run.autocast(): scores, run.state = model(batch, run.state)
+        loss = scores.nats.sum() / batch.characters
+        run.optimizer.zero_grad(set_to_none=True)
+        run.scaler.scale(loss).backward()
+        run.scaler.unscale_(run.optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        for group in run.optimizer.param_groups: group['lr'] = learning_rate(config, run.step, run.updates)
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.after(loss.detach(), batch, watch)
+    return run.finish(watch)
 
 # %% ../nbs/01_training.ipynb #bd200a2a
 def code_version():
@@ -660,14 +730,33 @@ def code_version():
 def hardware(device):
     "What the run ran on."
     info = Path('/proc/cpuinfo')
-    names = [line.split(':')[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')] if info.exists() else []
-    return dict(cpu=names[0] if names else platform.processor(), threads=torch.get_num_threads(), torch=torch.__version__,
-                device=torch.cuda.get_device_name() if device.type == 'cuda' else 'cpu', python=platform.python_version())
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
+    card = torch.cuda.get_device_name() if device.type == 'cuda' else 'cpu'
+    return dict(cpu=names[0] if names else platform.processor(), threads=torch.get_num_threads(),
+                torch=torch.__version__, device=card, python=platform.python_version())
 
 def peak_megabytes(device):
     "Peak memory so far: of the card, or of this process."
     if device.type == 'cuda': return torch.cuda.max_memory_allocated() / 2 ** 20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == 'darwin' else 2 ** 10)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss   # bytes on a Mac, KiB elsewhere
+    return peak / (2 ** 20 if sys.platform == 'darwin' else 2 ** 10)
+
+# %% ../nbs/01_training.ipynb #80de59c6
+@patch
+def _result(self:Run):
+    "The record of a finished run, fit for JSON; at most 2,000 logged updates."
+    thin = max(1, math.ceil(len(self.steps) / 2000))
+    steps = pd.DataFrame(self.steps[thin - 1::thin]).round(dict(lr=7, bpc=4)).to_dict('list')
+    return dict(
+        label=self.folder.name, class_name=type(self.model).__name__, parameters=self.model.parameter_count,
+        identity=self.identity, code=code_version(), date=datetime.date.today().isoformat(),
+        hardware=hardware(self.device), precision=self.precision, updates=self.step,
+        planned_updates=self.updates, words_read=self.words_read, train_seconds=self.seconds,
+        words_per_second=self.words_read / self.seconds,
+        characters_per_second=self.characters_read / self.seconds, peak_megabytes=peak_megabytes(self.device),
+        steps=steps, curve=self.curve,
+        valid=evaluate(self.model, self.corpus) if self.config.score_valid else None)
 
 # %% ../nbs/01_training.ipynb #0c186bdc
 @patch
@@ -679,15 +768,7 @@ def finish(self:Run, watch=None):
     self.save()
     self.model.load_state_dict(self.best_weights)
     self.model.save_pretrained(self.folder / 'model')
-    thin = max(1, math.ceil(len(self.steps) / 2000))
-    self.record = dict(
-        label=self.folder.name, class_name=type(self.model).__name__, parameters=self.model.parameter_count,
-        identity=self.identity, code=code_version(), date=datetime.date.today().isoformat(), hardware=hardware(self.device),
-        precision=self.precision, updates=self.step, planned_updates=self.updates, words_read=self.words_read,
-        train_seconds=self.seconds, words_per_second=self.words_read / self.seconds,
-        characters_per_second=self.characters_read / self.seconds, peak_megabytes=peak_megabytes(self.device),
-        steps=pd.DataFrame(self.steps[thin - 1::thin]).round(dict(lr=7, bpc=4)).to_dict('list'), curve=self.curve,
-        valid=evaluate(self.model, self.corpus) if self.config.score_valid else None)
+    self.record = self._result()
     lines = ',\n'.join(f'{json.dumps(name)}: {json.dumps(value)}' for name, value in self.record.items())
     write_atomically(self.folder / 'record.json', lambda file: file.write(f'{{\n{lines}\n}}\n'.encode()))
     if watch: watch(self)
@@ -695,16 +776,18 @@ def finish(self:Run, watch=None):
 
 # %% ../nbs/01_training.ipynb #aa347573
 def results_folder():
-    "The folder of committed records, next to `settings.ini`, above here or above the package; None if there is none."
+    "The folder of committed records, next to a `settings.ini` above here or above the package, or None."
     from hclm_repro import __file__ as package
     places = [Path.cwd(), *Path.cwd().parents, *Path(package).resolve().parents]
     return next((p / 'results' for p in places if (p / 'settings.ini').exists()), None)
 
 def keep(run, name=None, results=None):
-    "Copy the record of the run in folder `run` to `results`, under `name`. Raises `FileNotFoundError` if it has none."
+    "Copy the record of the run in folder `run` to `results`. Raises `FileNotFoundError` if it has none."
     source, folder = Path(run) / 'record.json', results or results_folder()
-    if not source.exists(): raise FileNotFoundError(f'{run} has no record; allowed: the folder of a run that has finished')
-    if folder is None: raise FileNotFoundError('no results folder here; allowed: a checkout of the project, or name one')
+    if not source.exists():
+        raise FileNotFoundError(f'{run} has no record; allowed: the folder of a run that has finished')
+    if folder is None:
+        raise FileNotFoundError('no results folder here; allowed: a checkout of the project, or name one')
     Path(folder).mkdir(parents=True, exist_ok=True)
     target = Path(folder) / f'{name or Path(run).name}.json'
     write_atomically(target, lambda file: file.write(source.read_bytes()))
@@ -713,37 +796,8 @@ def keep(run, name=None, results=None):
 def load_records(pattern='*', results=None):
     "Kept records whose file name matches `pattern`, by name."
     folder = results or results_folder()
-    return {p.stem: json.loads(p.read_text()) for p in sorted(Path(folder).glob(f'{pattern}.json'))} if folder else {}
-
-# %% ../nbs/01_training.ipynb #f6f3601d
-_SEED = dict(cache_slots=800, lanes=64, epochs=5, words=None, evaluations=5, lr=2e-3)
-PRESETS = dict(
-    tiny=dict(units=16, embedding=12, segment_words=8, cache_slots=50, lanes=4, words=1_600, evaluations=2, curve_words=400,
-              sample_words=8, log_every=5),
-    smoke=dict(units=64, embedding=32, segment_words=16, cache_slots=500, dropout=0.1, lanes=8, words=205_000, lr=6e-3,
-               evaluations=4, curve_words=8_000),
-    quick=dict(units=192, segment_words=35, cache_slots=800, dropout=0.1, lanes=32, words=1_500_000, lr=4e-3, evaluations=3),
-    run1=dict(_SEED, units=256, segment_words=10, cache_reset='segment', state_reset='segment', schedule='constant'),
-    run2=dict(_SEED, units=512, segment_words=35, cache_reset='epoch', state_reset='epoch', dropout=0.2),
-    kawakami=dict(units=600, embedding=600, segment_words=35, cache_slots=100, score='additive', key_update='average',
-                  cache_reset='epoch', state_reset='epoch', dropout=0.5, init_range=0.08, lanes=10, epochs=10, words=None,
-                  evaluations=10, lr=2e-3, schedule='constant', weight_decay=0.0, clip=10.0))
-
-# %% ../nbs/01_training.ipynb #29e8feb6
-def preset(model, name):
-    "`(model config, TrainingConfig)` of a preset for a model class or its name. Raises `ValueError` for an unknown name."
-    if name not in PRESETS: raise ValueError(f'preset is {name!r}; allowed: one of {", ".join(PRESETS)}')
-    if isinstance(model, str) and model not in MODELS:
-        raise ValueError(f'{model!r} is not a model; allowed: one of {", ".join(MODELS)}')
-    kind = typing.get_type_hints((MODELS[model] if isinstance(model, str) else model).__init__)['config']
-    def pick(cls): return cls(**{k: v for k, v in PRESETS[name].items() if k in {f.name for f in fields(cls)}})
-    return pick(kind), pick(TrainingConfig)
-
-def build(model, config, corpus, training):
-    "A fresh model (a class or its name) on the alphabet of `corpus`, its weights drawn from `training.seed`."
-    alphabet = Alphabet.of(corpus.words('train'), training.min_count).characters
-    torch.manual_seed(training.seed)
-    return (MODELS[model] if isinstance(model, str) else model)(replace(config, alphabet=alphabet))
+    paths = sorted(Path(folder).glob(f'{pattern}.json')) if folder else []
+    return {p.stem: json.loads(p.read_text()) for p in paths}
 
 # %% ../nbs/01_training.ipynb #44c36f46
 @dataclass(frozen=True)
@@ -766,21 +820,26 @@ class Experiment(Config):
         try: seeds = [int(s) for s in str(self.seeds).split(',')]
         except ValueError: seeds = [-1]
         if min(seeds) >= 0 and len(set(seeds)) == len(seeds): return seeds
-        raise ValueError(f'seeds is {self.seeds!r}; allowed: one integer of at least 0, or different ones separated by commas')
+        raise ValueError(f'seeds is {self.seeds!r}; allowed: one integer of at least 0, or different ones '
+                         'separated by commas')
 
-# %% ../nbs/01_training.ipynb #4249ebed
+# %% ../nbs/01_training.ipynb #255de1ee
 def read_parameters(kind, before, after):
-    "The checked parameters of a chapter. `before`: a copy of `globals()` from above its parameters cell; `after`: now."
+    """The checked parameters of a chapter.
+
+    `before`: a copy of `globals()` from above its parameters cell; `after`: `globals()` now."""
     names = {f.name for f in fields(kind)}
     changed = {k for k, v in after.items() if v is not before and (k not in before or v is not before[k])}
     if unknown := sorted(k for k in changed - names if not k.startswith('_')):
-        raise ValueError(f'{unknown[0]} is not a parameter of this chapter; allowed: {", ".join(sorted(names))}')
+        allowed = ', '.join(sorted(names))
+        raise ValueError(f'{unknown[0]} is not a parameter of this chapter; allowed: {allowed}')
     return kind(**{k: after[k] for k in names if k in after})
 
-# %% ../nbs/01_training.ipynb #1f74dc70
+# %% ../nbs/01_training.ipynb #f2c9dca6
 class LiveCurve:
-    "Use as `watch`: draws training and valid bits per character of one or more runs, at most every `every` seconds."
-    def __init__(self, every=3.0): self.every, self.last, self.runs, self.handle, self.fig = every, -math.inf, {}, None, None
+    "As `watch`: draws training and valid bits per character of runs, at most every `every` seconds."
+    def __init__(self, every=3.0):
+        self.every, self.last, self.runs, self.handle, self.fig = every, -math.inf, {}, None, None
 
     def __call__(self, run):
         self.runs[run.folder.name] = (list(run.steps), list(run.curve))
@@ -803,8 +862,10 @@ def redraw(self:LiveCurve):
     for i, (name, (steps, curve)) in enumerate(self.runs.items()):
         smooth = pd.DataFrame(steps, columns=['words', 'bpc']).set_index('words').bpc.ewm(span=40).mean()
         self.ax.plot(smooth.index, smooth, color=f'C{i}', alpha=.35)
-        self.ax.plot([c['words'] for c in curve], [c['valid_bpc'] for c in curve], 'o-', color=f'C{i}', ms=4, label=name)
-    self.ax.set(xlabel='words read', ylabel='bits per character', title='thin: training, smoothed; dots: valid, in lanes')
+        words, bpc = [c['words'] for c in curve], [c['valid_bpc'] for c in curve]
+        self.ax.plot(words, bpc, 'o-', color=f'C{i}', ms=4, label=name)
+    self.ax.set(xlabel='words read', ylabel='bits per character')
+    self.ax.set_title('thin: training, smoothed; dots: valid, in lanes')
     self.ax.legend(fontsize=8)
 
 # %% ../nbs/01_training.ipynb #87658007
