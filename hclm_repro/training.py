@@ -12,7 +12,7 @@ __all__ = ['RESETS', 'PADDING', 'MODELS', 'PRESETS', 'option', 'Config', 'CharLS
            'plot_bits']
 
 # %% ../nbs/01_training.ipynb #c2439004
-import contextlib, datetime, hashlib, io, json, math, os, platform, resource, sys, time, typing, warnings
+import contextlib, datetime, hashlib, io, json, math, os, platform, sys, time, typing, warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -586,8 +586,9 @@ def restore(self:Run):
     if finished.exists():
         record = json.loads(finished.read_text())
         self._same(record['identity'])
-        if record['code'] == code_version(): self.record = record
-        return   # a finished run of other code is run again from the start
+        if record['code'] == code_version(): self.record = record; return
+        path.unlink(missing_ok=True)   # other code: run again, but lose no record
+        finished.rename(self.folder / f'record-{record["code"]}.json')
     if not path.exists(): return
     checkpoint = torch.load(path, map_location=self.device, weights_only=True)
     self._same(checkpoint['identity'])
@@ -709,7 +710,7 @@ def train(model, corpus, config, folder, watch=None):
     for _ in tqdm(todo, **progress):
         batch = model.prepare(run.next_segment(), run.memory).to(run.device)
         with run.autocast(): scores, run.state = model(batch, run.state)
-        loss = scores.nats.sum() / batch.characters
+        loss = scores.nats.sum() / max(1, batch.characters)
         run.optimizer.zero_grad(set_to_none=True)
         run.scaler.scale(loss).backward()
         run.scaler.unscale_(run.optimizer)
@@ -739,6 +740,8 @@ def hardware(device):
 def peak_megabytes(device):
     "Peak memory so far: of the card, or of this process."
     if device.type == 'cuda': return torch.cuda.max_memory_allocated() / 2 ** 20
+    try: import resource
+    except ImportError: return None   # Windows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss   # bytes on a Mac, KiB elsewhere
     return peak / (2 ** 20 if sys.platform == 'darwin' else 2 ** 10)
 
