@@ -706,8 +706,9 @@ def train(model, corpus, config, folder, watch=None):
     run = Run(model, corpus, config, folder)
     model.train()
     todo = range(run.step, 0 if run.record else run.updates)
-    progress = dict(initial=run.step, total=run.updates, unit='update', desc=run.folder.name, mininterval=1)
-    for _ in tqdm(todo, **progress):
+    quiet = bool(os.environ.get('TQDM_DISABLE'))   # tqdm's notebook bar does not look
+    progress = dict(initial=run.step, total=run.updates, unit='update', desc=run.folder.name, disable=quiet)
+    for _ in tqdm(todo, mininterval=1, **progress):
         batch = model.prepare(run.next_segment(), run.memory).to(run.device)
         with run.autocast(): scores, run.state = model(batch, run.state)
         loss = scores.nats.sum() / max(1, batch.characters)
