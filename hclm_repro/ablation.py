@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .corpus import Alphabet, load_corpus
+from .corpus import Alphabet, compressor_quotients, load_corpus
 from .run2 import HCLM, PAPERS, plot_runs
 from .training import CharLSTM, Experiment, LiveCurve, build, pick_device
 from .training import preset as preset_of, read_parameters, train

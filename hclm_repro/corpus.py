@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LINE_END', 'UNKNOWN', 'DUMMY', 'TERMINATOR', 'SPLITS', 'CORPORA', 'words', 'canonical', 'characters', 'Alphabet',
            'Corpus', 'read_text', 'document_starts', 'online', 'load_corpus', 'Lanes', 'stream_words', 'quotients',
-           'compressor_bits', 'synthetic', 'reuse_distance']
+           'compressor_bits', 'compressor_quotients', 'synthetic', 'reuse_distance']
 
 # %% ../nbs/00_corpus.ipynb #c4a84f6f
 import bz2, hashlib, lzma, os, re, socket, threading
@@ -372,6 +372,14 @@ def compressor_bits(text):
     data = text.encode()
     return {'bzip2 -9': 8 * len(bz2.compress(data, 9)),
             'xz -9e': 8 * len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))}
+
+# %% ../nbs/00_corpus.ipynb #0897596e
+def compressor_quotients(corpus, split='valid'):
+    "Quotients of compressors on a split: the text alone, and with train seen (both together less train)."
+    text, counts = corpus.text(split), corpus.counts(split)
+    alone, train, together = map(compressor_bits, (text, corpus.train, corpus.train + text))
+    bits = alone | {f'{name}, train seen': together[name] - train[name] for name in alone}
+    return {name: quotients(b, counts) for name, b in bits.items()}
 
 # %% ../nbs/00_corpus.ipynb #050b6b3b
 def _typed(word, letter_bits, stop):

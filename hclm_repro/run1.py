@@ -15,9 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcore.basics import patch
-from .corpus import Alphabet, LINE_END, UNKNOWN, characters
-from .training import (
-    PADDING, RESETS, Batch, Config, LanguageModel, Scores, draw, option, reset_points, symbol_nats)
+from .corpus import Alphabet, LINE_END, UNKNOWN
+from hclm_repro.training import (
+    PADDING, RESETS, Batch, Config, LanguageModel, Scores, draw, option, reset_points, segment_characters,
+    symbol_nats)
 
 # %% ../nbs/02_run1.ipynb #99a05c3e
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def prepare(self:LoopHCLM, segment, memory):
     return Batch(lanes=len(segment), words=len(segment[0]),
                  tokens=[self.alphabet.replace_rare(lane) for lane in segment],
                  state_resets=state_resets, cache_resets=cache_resets,
-                 characters=int(sum(characters(lane, PADDING).sum() for lane in segment)))
+                 characters=segment_characters(segment))
 
 # %% ../nbs/02_run1.ipynb #b7b7f2e0
 @patch
@@ -130,9 +131,9 @@ def spell(self:LoopHCLM, h, word):
 @patch
 def slot_scores(self:LoopHCLM, h, keys):
     "Scores `(..., words, slots)` of `keys` `(..., slots, units)` for contexts `(..., words, units)`."
-    query = self.query(h)
-    if self.config.score == 'dot': return query @ keys.transpose(-1, -2)
-    return self.energy(torch.tanh(query[..., :, None, :] + self.key(keys)[..., None, :, :]))[..., 0]
+    if self.config.score == 'dot': return self.query(h) @ keys.transpose(-1, -2)
+    query = torch.tanh(self.query(h))[..., :, None, :]
+    return self.energy(torch.tanh(query + self.key(keys)[..., None, :, :]))[..., 0]
 
 @patch
 def point(self:LoopHCLM, slots, h, word):

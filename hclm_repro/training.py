@@ -6,15 +6,15 @@ and how well does the simplest open-vocabulary model do?"""
 # %% auto #0
 __all__ = ['RESETS', 'PADDING', 'MODELS', 'PRESETS', 'option', 'Config', 'CharLSTMConfig', 'Scores', 'Batch', 'LanguageModel',
            'draw', 'pack', 'project', 'ragged_lstm', 'symbol_nats', 'CharLSTM', 'reset_points', 'segment_characters',
-           'load_pretrained', 'cuda_runs', 'pick_device', 'pick_precision', 'TrainingConfig', 'learning_rate', 'preset',
-           'build', 'write_atomically', 'Run', 'curve_bpc', 'evaluate', 'train', 'code_version', 'hardware',
-           'peak_megabytes', 'results_folder', 'keep', 'load_records', 'Experiment', 'read_parameters', 'LiveCurve',
-           'plot_bits']
+           'load_pretrained', 'randomise', 'total_probability', 'cuda_runs', 'pick_device', 'pick_precision',
+           'TrainingConfig', 'learning_rate', 'preset', 'build', 'write_atomically', 'Run', 'curve_bpc', 'evaluate',
+           'train', 'code_version', 'hardware', 'peak_megabytes', 'results_folder', 'keep', 'load_records',
+           'Experiment', 'read_parameters', 'LiveCurve', 'plot_bits']
 
 # %% ../nbs/01_training.ipynb #c2439004
 import contextlib, datetime, hashlib, io, json, math, os, platform, sys, time, typing, warnings
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -423,6 +423,21 @@ def load_pretrained(name_or_folder):
     config = json.loads(path.read_text())
     with contextlib.redirect_stdout(io.StringIO()):   # the mixin prints where it loads from
         return MODELS[config.get('config', config)['model']].from_pretrained(name_or_folder)
+
+# %% ../nbs/01_training.ipynb #53433bf9
+def randomise(model, seed=0, scale=1.5):
+    "All weights of `model` drawn anew, none of them near zero by design: for tests."
+    torch.manual_seed(seed)
+    for p in model.parameters():
+        nn.init.normal_(p, std=scale / math.sqrt(p.shape[-1]) if p.dim() > 1 else 0.5)
+    return model
+
+def total_probability(model, history, letters, longest=4):
+    "Sum of p(word | history) over all words of up to `longest` of `letters` or a dummy, and the line end."
+    kept = [*letters, '☃']   # a snowman stands for the dummy
+    candidates = [''.join(w) for n in range(1, longest + 1) for w in product(kept, repeat=n)]
+    tables = model.score([f'{history} {w}' for w in candidates] + [history + LINE_END])
+    return sum(2 ** -(t.bits.iloc[-1] - t.surcharge.iloc[-1]) for t in tables)
 
 # %% ../nbs/01_training.ipynb #aa1ee8e5
 def cuda_runs(capability, built):
@@ -863,7 +878,9 @@ class LiveCurve:
 def redraw(self:LiveCurve):
     "Thin lines: training, smoothed; dots: valid, in lanes."
     self.ax.clear()
-    for i, (name, (steps, curve)) in enumerate(self.runs.items()):
+    models = list(dict.fromkeys(name.rsplit('-', 1)[0] for name in self.runs))   # seeds share a colour
+    for name, (steps, curve) in self.runs.items():
+        i = models.index(name.rsplit('-', 1)[0])
         smooth = pd.DataFrame(steps, columns=['words', 'bpc']).set_index('words').bpc.ewm(span=40).mean()
         self.ax.plot(smooth.index, smooth, color=f'C{i}', alpha=.35)
         words, bpc = [c['words'] for c in curve], [c['valid_bpc'] for c in curve]
