@@ -520,6 +520,8 @@ PRESETS = dict(
                lr=6e-3, evaluations=4, curve_words=8_000),
     quick=dict(units=192, segment_words=35, cache_slots=800, dropout=0.1, lanes=32, words=1_500_000, lr=4e-3,
                evaluations=3),
+    wt2=dict(units=256, segment_words=35, cache_slots=800, dropout=0.1, lanes=32, epochs=3, words=None, lr=4e-3,
+             evaluations=6, curve_words=40_000, precision='bf16'),
     run1=dict(_SEED, units=256, segment_words=10, cache_reset='segment', state_reset='segment',
               schedule='constant'),
     run2=dict(_SEED, units=512, segment_words=35, cache_reset='epoch', state_reset='epoch', dropout=0.2),
