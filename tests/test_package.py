@@ -1,3 +1,4 @@
+import ast, re, sys
 import zipfile
 from configparser import ConfigParser
 
@@ -44,3 +45,16 @@ def test_wheel(copy, tmp_path, settings):
     assert where.startswith(str(installed))
     assert loaded == []
     assert float(seconds) < 5
+
+
+def test_every_import_is_required():
+    "What the modules import comes from Python, from the package, or from its requirements."
+    config = ConfigParser(delimiters=['='])
+    config.read(root/'settings.ini', encoding='utf-8')
+    required = set(re.findall(r'^\s*([\w-]+)', config['DEFAULT']['requirements'], flags=re.M)) | {'hclm_repro', 'IPython'}
+    imported = set()
+    for path in (root/'hclm_repro').glob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Import): imported |= {name.name.split('.')[0] for name in node.names}
+            if isinstance(node, ast.ImportFrom) and not node.level: imported.add(node.module.split('.')[0])
+    assert imported - set(sys.stdlib_module_names) - required == set()
