@@ -33,7 +33,7 @@ def same(a, b):
 
 def test_killed_runs_go_on_bit_by_bit(tmp_path):
     dice, checkpoint, steps = random.Random(0), tmp_path/'killed'/'checkpoint.pt', []
-    for _ in range(4):
+    for _ in range(6):
         process, before = start(tmp_path/'killed'), checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before): time.sleep(0.002)
         time.sleep(dice.random() * 0.1)
