@@ -5,17 +5,15 @@
 # %% auto #0
 __all__ = ['match_units', 'ablation_models', 'ablation_table', 'paired_bootstrap', 'worth']
 
-# %% ../nbs/05_ablation.ipynb #2ee2be11
+# %% ../nbs/05_ablation.ipynb #37f67c3d
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .corpus import Alphabet, compressor_quotients, load_corpus
-from .run2 import HCLM, PAPERS, plot_runs
-from .training import CharLSTM, Experiment, LiveCurve, build, pick_device
-from .training import preset as preset_of, read_parameters, train
+from .corpus import Alphabet
+from .run2 import HCLM
+from .training import CharLSTM, preset as preset_of
 
 # %% ../nbs/05_ablation.ipynb #777f23ec
 def match_units(cls, config, alphabet, target):

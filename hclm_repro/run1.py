@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['HCLMConfig', 'LoopHCLM', 'mixture', 'hit_rate']
 
-# %% ../nbs/02_run1.ipynb #ed3508db
-import math
+# %% ../nbs/02_run1.ipynb #4937a73f
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from fastcore.basics import patch
-from .corpus import Alphabet, LINE_END, UNKNOWN
+from .corpus import UNKNOWN
 from hclm_repro.training import (
     PADDING, RESETS, Batch, Config, LanguageModel, Scores, draw, option, reset_points, segment_characters,
     symbol_nats)

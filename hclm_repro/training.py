@@ -27,8 +27,8 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .corpus import (Alphabet, Lanes, LINE_END, UNKNOWN, DUMMY, characters, load_corpus, quotients,
-                               stream_words, words as words_of)
+from .corpus import (Alphabet, Lanes, LINE_END, UNKNOWN, DUMMY, characters, quotients, stream_words,
+                               words as words_of)
 
 # %% ../nbs/01_training.ipynb #4e60dd1b
 def option(default, *choices, at_least=None, above=None, at_most=None):
@@ -664,7 +664,7 @@ def after(self:Run, loss, batch, watch):
     self.pending.append((self.step, self.words_read, self.optimizer.param_groups[0]['lr'], loss))
     if len(self.pending) >= self.config.log_every: self.fetch()
     self.seconds += time.perf_counter() - self.clock
-    if evaluated := self.step in self.evaluate_at: self.evaluate()
+    if evaluated := self.step in self.evaluate_at: self.add_point()
     if evaluated or time.perf_counter() - self.saved > self.config.save_seconds:
         self.save()
         if watch: watch(self)
@@ -685,7 +685,7 @@ def curve_bpc(model, tokens, lanes=8):
     return float(nats) / count / math.log(2)
 
 @patch
-def evaluate(self:Run):
+def add_point(self:Run):
     "A point of the curve, with a sample; and the best weights so far."
     bpc = curve_bpc(self.model, self.corpus.words('valid')[:self.config.curve_words])
     sample = dict(prompt='The', seed=self.config.seed, temperature=0.8, words=self.config.sample_words)

@@ -1,4 +1,4 @@
-import hashlib, os, sys
+import hashlib, os
 
 import pandas as pd
 import pytest
