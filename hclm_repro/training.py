@@ -8,13 +8,13 @@ __all__ = ['RESETS', 'PADDING', 'MODELS', 'PRESETS', 'option', 'Config', 'CharLS
            'draw', 'pack', 'project', 'ragged_lstm', 'symbol_nats', 'CharLSTM', 'reset_points', 'segment_characters',
            'load_pretrained', 'randomise', 'total_probability', 'cuda_runs', 'pick_device', 'pick_precision',
            'TrainingConfig', 'learning_rate', 'preset', 'build', 'write_atomically', 'Run', 'curve_bpc', 'evaluate',
-           'train', 'code_version', 'hardware', 'peak_megabytes', 'results_folder', 'keep', 'load_records',
-           'Experiment', 'read_parameters', 'LiveCurve', 'plot_bits']
+           'keep_memory', 'train', 'code_version', 'hardware', 'peak_megabytes', 'write_record', 'results_folder',
+           'keep', 'load_records', 'run_name', 'kept_runs', 'Experiment', 'read_parameters', 'LiveCurve', 'plot_bits']
 
-# %% ../nbs/01_training.ipynb #c2439004
-import contextlib, datetime, hashlib, io, json, math, os, platform, sys, time, typing, warnings
+# %% ../nbs/01_training.ipynb #57240244
+import contextlib, ctypes, datetime, hashlib, io, json, math, os, platform, sys, time, typing, warnings
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import islice, product
+from itertools import accumulate, islice, product, takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -225,78 +225,108 @@ def pack(lengths):
     tensors = dict(order=order, row=row, before=before, last=last, empty=lengths == 0)
     return Batch(sizes=sizes.tolist(), **{name: torch.from_numpy(x) for name, x in tensors.items()})
 
-# %% ../nbs/01_training.ipynb #25f3da77
-def _run_forward(inputs, h, c, weight, sizes, dtype):
-    "Gates `(rows, 4 units)`, cells and hidden `(rows, units)` of all packed rows; products in `dtype`."
-    units, offset, recurrent = h.shape[1], 0, weight.t().to(dtype)
-    gates, cells, hidden = torch.empty_like(inputs), *inputs.new_empty(2, len(inputs), units)
-    for n in sizes:
-        rows, offset = slice(offset, offset + n), offset + n
-        gate = gates[rows]
-        if dtype == inputs.dtype: torch.addmm(inputs[rows], h[:n], recurrent, out=gate)
-        else: torch.add(inputs[rows], h[:n].to(dtype) @ recurrent, out=gate)
-        gate[:, :2 * units].sigmoid_()
-        gate[:, 2 * units:3 * units].tanh_()
-        gate[:, 3 * units:].sigmoid_()
-        i, f, g, o = gate.chunk(4, 1)
-        c = torch.addcmul(f * c[:n], i, g, out=cells[rows])
-        h = torch.mul(o, c.tanh(), out=hidden[rows])
+# %% ../nbs/01_training.ipynb #ec14a120
+def _blocks(sizes, units, device):
+    "Blocks of sequences: the first one's rank, how many there are at most, and the rows of each step."
+    whole = sizes[0] if sizes else 0
+    block = max(32, (1 << 17) // units) if device.type == 'cpu' else max(1, whole)
+    starts = list(accumulate(sizes, initial=0))
+    for first in range(0, whole, block):
+        alive = takewhile(lambda step: step[1] > first, zip(starts, sizes))
+        yield first, block, [slice(start + first, start + min(first + block, n)) for start, n in alive]
+
+# %% ../nbs/01_training.ipynb #a735b20b
+def _run_forward(inputs, symbols, h0, c0, weight, sizes, dtype):
+    """Gates `(rows, 4 units)`, cells and hidden `(rows, units)` of all packed rows; products in `dtype`.
+
+    `inputs` has a row of projected inputs for each packed row, or for each symbol of which `symbols` are the rows."""
+    units, recurrent = h0.shape[1], weight.t().to(dtype)
+    gates, cells, hidden = (inputs.new_empty(sum(sizes), k * units) for k in (4, 1, 1))
+    for first, block, steps in _blocks(sizes, units, h0.device):
+        h, c = h0[first:first + block], c0[first:first + block]
+        for rows in steps:
+            n, gate = rows.stop - rows.start, gates[rows]
+            if symbols is None: gate.copy_(inputs[rows])
+            else: torch.index_select(inputs, 0, symbols[rows], out=gate)
+            if dtype == gate.dtype: gate.addmm_(h[:n], recurrent)
+            else: gate.add_(h[:n].to(dtype) @ recurrent)
+            gate[:, :2 * units].sigmoid_()
+            gate[:, 2 * units:3 * units].tanh_()
+            gate[:, 3 * units:].sigmoid_()
+            i, f, g, o = gate.chunk(4, 1)
+            c = torch.mul(f, c[:n], out=cells[rows]).addcmul_(i, g)
+            h = torch.mul(o, c.tanh(), out=hidden[rows])
     return gates, cells, hidden
 
-# %% ../nbs/01_training.ipynb #7256e5b8
-def _run_backward(grad, gates, cells, h0, c0, before, weight, sizes, dtype):
-    "Gradients of the projected inputs `(rows, 4 units)`, of h0 and of c0."
-    units, end, first = h0.shape[1], len(gates), sizes[0] if sizes else 0
+# %% ../nbs/01_training.ipynb #ef36da55
+_sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
+
+def _step_backward(h, c, gates, cell, previous, out):
+    "Gradient of a step's pre-activations, into `out` `(n, 4 units)`; that of its cell, `c`, becomes the one before."
     i, f, g, o = gates.chunk(4, 1)
-    squashed, previous = cells.tanh(), torch.cat([c0[:first], cells[before]])
-    to_cell, from_hidden = o * (1 - squashed ** 2), squashed * o * (1 - o)
-    from_cell = torch.stack([g * i * (1 - i), previous * f * (1 - f), i * (1 - g ** 2)], 1)
-    d_gates, d_h, d_c = torch.empty_like(gates), torch.zeros_like(h0), torch.zeros_like(c0)
-    recurrent = weight.to(dtype)
-    for n in reversed(sizes):
-        rows, end = slice(end - n, end), end - n
-        h = d_h[:n].add_(grad[rows])
-        c = d_c[:n].addcmul_(h, to_cell[rows])
-        gate = d_gates[rows]
-        torch.mul(from_cell[rows], c[:, None], out=gate[:, :3 * units].view(n, 3, units))
-        torch.mul(from_hidden[rows], h, out=gate[:, 3 * units:])
-        c.mul_(f[rows])
-        d_h[:n] = gate.to(dtype) @ recurrent
-    return d_gates, d_h, d_c
+    d_i, d_f, d_g, d_o = out.chunk(4, 1)
+    squashed = cell.tanh()
+    c.add_(_tanh_backward(h * o, squashed))
+    torch.mul(h, squashed, out=d_o)
+    torch.mul(c, g, out=d_i)
+    torch.mul(c, previous, out=d_f)
+    torch.mul(c, i, out=d_g)
+    for gradient, gate in ((d_i, i), (d_f, f), (d_o, o)):
+        _sigmoid_backward.grad_input(gradient, gate, grad_input=gradient)
+    _tanh_backward.grad_input(d_g, g, grad_input=d_g)
+    c.mul_(f)
+
+def _run_backward(grad, gates, cells, h0, c0, weight, sizes, dtype):
+    "Gradients of the pre-activations `(rows, 4 units)` in `dtype`, of h0 and of c0."
+    d_gates, recurrent = torch.empty_like(gates, dtype=dtype), weight.to(dtype)
+    d_h0, d_c0 = torch.zeros_like(h0), torch.zeros_like(c0)
+    for first, block, steps in _blocks(sizes, h0.shape[1], h0.device):
+        d_h, d_c, c = (x[first:first + block] for x in (d_h0, d_c0, c0))
+        workspace = gates.new_empty(len(d_h), gates.shape[1])
+        for t in reversed(range(len(steps))):
+            rows, n = steps[t], steps[t].stop - steps[t].start
+            previous = cells[steps[t - 1]] if t else c
+            h = d_h[:n].add_(grad[rows])
+            _step_backward(h, d_c[:n], gates[rows], cells[rows], previous[:n], workspace[:n])
+            h.copy_(d_gates[rows].copy_(workspace[:n]) @ recurrent)
+    return d_gates, d_h0, d_c0
 
 # %% ../nbs/01_training.ipynb #e4638d8c
 class _Recurrence(torch.autograd.Function):
     "LSTM over packed rows; h0, c0 `(sequences, units)` sorted by length. The cells carry no gradient."
     @staticmethod
-    def forward(ctx, inputs, h0, c0, weight, sizes, before, dtype):
-        gates, cells, hidden = _run_forward(inputs, h0, c0, weight, sizes, dtype)
-        ctx.save_for_backward(gates, cells, hidden, h0, c0, weight, before)
-        ctx.sizes, ctx.dtype = sizes, dtype
+    def forward(ctx, inputs, symbols, h0, c0, weight, plan, dtype):
+        gates, cells, hidden = _run_forward(inputs, symbols, h0, c0, weight, plan.sizes, dtype)
+        ctx.save_for_backward(symbols, gates, cells, hidden, h0, c0, weight)
+        ctx.plan, ctx.dtype, ctx.rows = plan, dtype, len(inputs)
         ctx.mark_non_differentiable(cells)
         return hidden, cells
 
     @staticmethod
     def backward(ctx, grad, _):
-        gates, cells, hidden, h0, c0, weight, before = ctx.saved_tensors
-        d_gates, d_h, d_c = _run_backward(grad, gates, cells, h0, c0, before, weight, ctx.sizes, ctx.dtype)
-        previous = torch.cat([h0[:ctx.sizes[0] if ctx.sizes else 0], hidden[before]])
-        d_weight = (d_gates.t().to(ctx.dtype) @ previous.to(ctx.dtype)).to(weight.dtype)
-        return d_gates, d_h, d_c, d_weight, None, None, None
+        symbols, gates, cells, hidden, h0, c0, weight = ctx.saved_tensors
+        d_gates, d_h, d_c = _run_backward(grad, gates, cells, h0, c0, weight, ctx.plan.sizes, ctx.dtype)
+        first = h0[:ctx.plan.sizes[0] if ctx.plan.sizes else 0]
+        previous = torch.cat([first.to(ctx.dtype), hidden.to(ctx.dtype)[ctx.plan.before]])
+        d_weight = (d_gates.t() @ previous).to(weight.dtype)
+        d_inputs = d_gates if symbols is None else F.one_hot(symbols, ctx.rows).to(ctx.dtype).t() @ d_gates
+        return d_inputs.to(gates.dtype), None, d_h, d_c, d_weight, None, None
 
 # %% ../nbs/01_training.ipynb #9970cf92
 def project(lstm, inputs):
     "The input product of an `nn.LSTM`, `(rows, 4 units)`."
     return F.linear(inputs, lstm.weight_ih_l0, lstm.bias_ih_l0 + lstm.bias_hh_l0)
 
-def ragged_lstm(lstm, inputs, plan, h0, c0):
+def ragged_lstm(lstm, inputs, plan, h0, c0, symbols=None):
     """Run `lstm` over packed rows of projected `inputs`.
 
-    `inputs` `(rows, 4 units)`; `h0`, `c0` `(sequences, units)`. Returns hidden `(rows, units)` and the last
-    hidden and cell of each sequence; the last cell carries no gradient."""
+    `inputs` `(rows, 4 units)`, or a table `(symbols, 4 units)` in which `symbols` `(rows,)` are looked up;
+    `h0`, `c0` `(sequences, units)`. Returns hidden `(rows, units)` and the last hidden and cell of each
+    sequence; the last cell carries no gradient."""
     kind = inputs.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h0.dtype
-    hidden, cells = _Recurrence.apply(inputs.to(h0.dtype), h0[plan.order], c0[plan.order], lstm.weight_hh_l0,
-                                      plan.sizes, plan.before, dtype)
+    hidden, cells = _Recurrence.apply(inputs.to(h0.dtype), symbols, h0[plan.order], c0[plan.order],
+                                      lstm.weight_hh_l0, plan, dtype)
     if not plan.sizes: return hidden, h0, c0
     empty = plan.empty[:, None]
     return hidden, torch.where(empty, h0, hidden[plan.last]), torch.where(empty, c0, cells[plan.last])
@@ -382,9 +412,9 @@ def forward(self:CharLSTM, batch, state):
         zeros = carried.new_zeros(lanes, pieces - 1, units)
         return torch.cat([carried[:, None] * (not batch.cold), zeros], 1)
 
-    inputs = F.embedding(batch.previous, project(self.lstm, self.dropout(self.embedding.weight)))
+    table = project(self.lstm, self.dropout(self.embedding.weight))
     h0, c0 = (start(state[name]).flatten(0, 1) for name in ('h', 'c'))
-    hidden, h, c = ragged_lstm(self.lstm, inputs, batch.plan, h0, c0)
+    hidden, h, c = ragged_lstm(self.lstm, table, batch.plan, h0, c0, batch.previous)
     nats = symbol_nats(self.output(self.dropout(hidden)), batch.targets, batch.word_start)
     per_word = nats.new_zeros(lanes * batch.words).index_add(0, batch.word, nats).view(lanes, -1)
     last = lambda x: x.view(lanes, pieces, units)[:, -1].detach()
@@ -577,7 +607,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == 'fp16')
         self.step, self.seconds, self.words_read, self.characters_read = 0, 0.0, 0, 0
         self.steps, self.curve, self.pending, self.record = [], [], [], None
-        self.best, self.best_weights = math.inf, None
+        self.best, self.best_weights, self.resumed = math.inf, None, 0
         self.state, self.memory = model.begin(config.lanes)
         self.identity = dict(model=asdict(model.config), training=asdict(config), corpus=corpus.name,
                              sha256=corpus.sha256)
@@ -612,12 +642,13 @@ def restore(self:Run):
     cpu, cuda = checkpoint.pop('random')
     for name in _PARTS: getattr(self, name).load_state_dict(checkpoint.pop(name))
     vars(self).update(checkpoint)
+    self.resumed += 1
     torch.set_rng_state(cpu.cpu())
     if cuda is not None: torch.cuda.set_rng_state(cuda.cpu())
 
 # %% ../nbs/01_training.ipynb #d3f28391
 _KEPT = ('step', 'seconds', 'words_read', 'characters_read', 'steps', 'curve', 'best', 'best_weights',
-         'state', 'memory', 'identity')
+         'state', 'memory', 'identity', 'resumed')
 _PARTS = ('model', 'optimizer', 'scaler')
 
 @patch
@@ -714,12 +745,22 @@ def evaluate(model, corpus, split='valid', segment=None):
                 bpc_exact=bits / counts['characters'], seconds=time.perf_counter() - started,
                 documents=[[int(length), round(total - extra, 3)] for length, total, extra in parts])
 
+# %% ../nbs/01_training.ipynb #1f31af5e
+def keep_memory():
+    "Let the C library keep what is freed for the next tensor. Where it has no such switch, do nothing."
+    try: mallopt = ctypes.CDLL(None).mallopt   # glibc
+    except (AttributeError, OSError, TypeError): return
+    threshold, trim = -3, -1   # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+    mallopt(threshold, 1 << 30)
+    mallopt(trim, (1 << 31) - 1)
+
 # %% ../nbs/01_training.ipynb #43c57b7a
 def train(model, corpus, config, folder, watch=None):
     """Train `model` on `corpus.train` in `folder`, resuming from a checkpoint there. Returns the record.
 
     The weights that did best on valid end up in `model` and in `folder/model`; `watch(run)` is called now and
     then."""
+    keep_memory()
     run = Run(model, corpus, config, folder)
     model.train()
     todo = range(run.step, 0 if run.record else run.updates)
@@ -773,13 +814,19 @@ def _result(self:Run):
         label=self.folder.name, class_name=type(self.model).__name__, parameters=self.model.parameter_count,
         identity=self.identity, code=code_version(), date=datetime.date.today().isoformat(),
         hardware=hardware(self.device), precision=self.precision, updates=self.step,
-        planned_updates=self.updates, words_read=self.words_read, train_seconds=self.seconds,
-        words_per_second=self.words_read / self.seconds,
+        planned_updates=self.updates, resumed=self.resumed, words_read=self.words_read,
+        train_seconds=self.seconds, words_per_second=self.words_read / self.seconds,
         characters_per_second=self.characters_read / self.seconds, peak_megabytes=peak_megabytes(self.device),
         steps=steps, curve=self.curve,
         valid=evaluate(self.model, self.corpus) if self.config.score_valid else None)
 
-# %% ../nbs/01_training.ipynb #0c186bdc
+# %% ../nbs/01_training.ipynb #5c76d423
+def write_record(record, folder):
+    "Write `record` as `folder`/record.json, a field a line."
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lines = ',\n'.join(f'{json.dumps(name)}: {json.dumps(value)}' for name, value in record.items())
+    write_atomically(Path(folder) / 'record.json', lambda file: file.write(f'{{\n{lines}\n}}\n'.encode()))
+
 @patch
 def finish(self:Run, watch=None):
     "Score valid once with the best weights, save the model, write the record."
@@ -790,8 +837,7 @@ def finish(self:Run, watch=None):
     self.model.load_state_dict(self.best_weights)
     self.model.save_pretrained(self.folder / 'model')
     self.record = self._result()
-    lines = ',\n'.join(f'{json.dumps(name)}: {json.dumps(value)}' for name, value in self.record.items())
-    write_atomically(self.folder / 'record.json', lambda file: file.write(f'{{\n{lines}\n}}\n'.encode()))
+    write_record(self.record, self.folder)
     if watch: watch(self)
     return self.record
 
@@ -819,6 +865,17 @@ def load_records(pattern='*', results=None):
     folder = results or results_folder()
     paths = sorted(Path(folder).glob(f'{pattern}.json')) if folder else []
     return {p.stem: json.loads(p.read_text()) for p in paths}
+
+# %% ../nbs/01_training.ipynb #9f478835
+def run_name(corpus, model, preset, seed):
+    "Folder and record of a run, as 'wikitext-2-HCLM+Cache-wt2-0'."
+    return f'{corpus}-{model.replace(" + ", "+").replace(" ", "-")}-{preset}-{seed}'
+
+def kept_runs(corpus, models, preset, results=None):
+    "{(model, seed): record} of the kept runs of `models`."
+    found = {name: load_records(run_name(corpus, name, preset, '*'), results) for name in models}
+    seeds = {(name, stem.rsplit('-', 1)[1]): record for name in models for stem, record in found[name].items()}
+    return {(name, int(seed)): record for (name, seed), record in seeds.items() if seed.isdigit()}
 
 # %% ../nbs/01_training.ipynb #44c36f46
 @dataclass(frozen=True)
