@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from fastcore.basics import patch
 from .corpus import UNKNOWN
-from hclm_repro.training import (
-    PADDING, RESETS, Batch, Config, LanguageModel, Scores, draw, option, reset_points, segment_characters,
-    symbol_nats)
+from .training import (
+    PADDING, RESETS, Batch, Config, Dropout, LanguageModel, Scores, draw, option, reset_points,
+    segment_characters, symbol_nats)
 
 # %% ../nbs/02_run1.ipynb #99a05c3e
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LoopHCLM(LanguageModel):
         self.context = nn.LSTM(units, units)
         self.decoder = nn.LSTM(width, units)
         self.output = nn.Linear(units, self.alphabet.outputs)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         if config.cache_slots != 0:
             self.gate = nn.Sequential(nn.Linear(units, units), nn.Tanh(),
                                       nn.Linear(units, units), nn.Tanh(), nn.Linear(units, 1))

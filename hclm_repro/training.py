@@ -5,11 +5,12 @@ and how well does the simplest open-vocabulary model do?"""
 
 # %% auto #0
 __all__ = ['RESETS', 'PADDING', 'MODELS', 'PRESETS', 'option', 'Config', 'CharLSTMConfig', 'Scores', 'Batch', 'LanguageModel',
-           'draw', 'pack', 'project', 'ragged_lstm', 'symbol_nats', 'CharLSTM', 'reset_points', 'segment_characters',
-           'load_pretrained', 'randomise', 'total_probability', 'cuda_runs', 'pick_device', 'pick_precision',
-           'TrainingConfig', 'learning_rate', 'preset', 'build', 'write_atomically', 'Run', 'curve_bpc', 'evaluate',
-           'keep_memory', 'train', 'code_version', 'hardware', 'peak_megabytes', 'write_record', 'results_folder',
-           'keep', 'load_records', 'run_name', 'kept_runs', 'Experiment', 'read_parameters', 'LiveCurve', 'plot_bits']
+           'draw', 'pack', 'fast_tanh', 'project', 'ragged_lstm', 'Dropout', 'symbol_nats', 'CharLSTM', 'reset_points',
+           'segment_characters', 'load_pretrained', 'randomise', 'total_probability', 'cuda_runs', 'pick_device',
+           'pick_precision', 'TrainingConfig', 'learning_rate', 'preset', 'build', 'write_atomically', 'Run',
+           'curve_bpc', 'evaluate', 'keep_memory', 'train', 'code_version', 'hardware', 'peak_megabytes',
+           'write_record', 'results_folder', 'keep', 'load_records', 'run_name', 'kept_runs', 'Experiment',
+           'read_parameters', 'LiveCurve', 'plot_bits']
 
 # %% ../nbs/01_training.ipynb #57240244
 import contextlib, ctypes, datetime, hashlib, io, json, math, os, platform, sys, time, typing, warnings
@@ -235,6 +236,12 @@ def _blocks(sizes, units, device):
         alive = takewhile(lambda step: step[1] > first, zip(starts, sizes))
         yield first, block, [slice(start + first, start + min(first + block, n)) for start, n in alive]
 
+# %% ../nbs/01_training.ipynb #6917643c
+def fast_tanh(x, out=None):
+    "Hyperbolic tangent, on a CPU by the sigmoid, which PyTorch computes several times faster there."
+    if x.device.type != 'cpu': return torch.tanh(x, out=out)
+    return torch.mul(x, 2, out=out).sigmoid_().mul_(2).sub_(1)
+
 # %% ../nbs/01_training.ipynb #a735b20b
 def _run_forward(inputs, symbols, h0, c0, weight, sizes, dtype):
     """Gates `(rows, 4 units)`, cells and hidden `(rows, units)` of all packed rows; products in `dtype`.
@@ -251,11 +258,10 @@ def _run_forward(inputs, symbols, h0, c0, weight, sizes, dtype):
             if dtype == gate.dtype: gate.addmm_(h[:n], recurrent)
             else: gate.add_(h[:n].to(dtype) @ recurrent)
             gate[:, :2 * units].sigmoid_()
-            gate[:, 2 * units:3 * units].tanh_()
             gate[:, 3 * units:].sigmoid_()
             i, f, g, o = gate.chunk(4, 1)
-            c = torch.mul(f, c[:n], out=cells[rows]).addcmul_(i, g)
-            h = torch.mul(o, c.tanh(), out=hidden[rows])
+            c = torch.mul(f, c[:n], out=cells[rows]).addcmul_(i, fast_tanh(g, out=g))
+            h = torch.mul(o, fast_tanh(c), out=hidden[rows])
     return gates, cells, hidden
 
 # %% ../nbs/01_training.ipynb #ef36da55
@@ -265,7 +271,7 @@ def _step_backward(h, c, gates, cell, previous, out):
     "Gradient of a step's pre-activations, into `out` `(n, 4 units)`; that of its cell, `c`, becomes the one before."
     i, f, g, o = gates.chunk(4, 1)
     d_i, d_f, d_g, d_o = out.chunk(4, 1)
-    squashed = cell.tanh()
+    squashed = fast_tanh(cell)
     c.add_(_tanh_backward(h * o, squashed))
     torch.mul(h, squashed, out=d_o)
     torch.mul(c, g, out=d_i)
@@ -331,6 +337,15 @@ def ragged_lstm(lstm, inputs, plan, h0, c0, symbols=None):
     empty = plan.empty[:, None]
     return hidden, torch.where(empty, h0, hidden[plan.last]), torch.where(empty, c0, cells[plan.last])
 
+# %% ../nbs/01_training.ipynb #a75be2ae
+class Dropout(nn.Dropout):
+    "`nn.Dropout`; on a CPU with 16 random bits an entry, so that p is rounded to a multiple of 1/65,536."
+    def forward(self, x):
+        if x.device.type != 'cpu' or not self.training or self.p in (0, 1): return super().forward(x)
+        drawn = torch.randint(-1 << 63, (1 << 63) - 1, (x.numel() // 4 + 1,)).view(torch.int16)
+        dropped = drawn[:x.numel()].view(x.shape) < round(self.p * (1 << 16)) - (1 << 15)
+        return x.masked_fill(dropped, 0).mul(1 / (1 - self.p))
+
 # %% ../nbs/01_training.ipynb #a003077b
 def symbol_nats(logits, targets, word_start):
     "Nats of each target symbol `(rows,)` from logits `(rows, outputs)`; a target of -100 costs nothing."
@@ -347,7 +362,7 @@ class CharLSTM(LanguageModel):
         self.embedding = nn.Embedding(self.alphabet.symbols, config.embedding)
         self.lstm = nn.LSTM(config.embedding, config.units)
         self.output = nn.Linear(config.units, self.alphabet.outputs)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.initialise()
 
     def begin(self, lanes):
