@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['plan_lane', 'plan_cache', 'key_versions', 'read_cache', 'carry_keys', 'additive_scores']
 
-# %% ../nbs/03_cache.ipynb #525afba2
-from collections import OrderedDict
-
+# %% ../nbs/03_cache.ipynb #95e19de7
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -22,10 +20,9 @@ def plan_lane(tokens, held, slots=None, resets=(), columns=None):
     Then the words held after it, least recently used first, and their columns. Carried keys take the
     first `columns` columns; `resets` are the steps before which the cache is emptied."""
     count, columns = len(tokens), len(held) if columns is None else columns
-    never = count + 1
-    used = OrderedDict((word, i) for i, word in enumerate(held))
-    birth = [0] * len(held) + [never] * (columns - len(held)) + list(range(1, count + 1))
-    death, hit = [count] * (columns + count), [-1] * count
+    never, used = count + 1, dict(zip(held, range(len(held))))   # the oldest entry of a dict is its first
+    birth, death = np.full((2, columns + count), [[never], [count]])
+    birth[:len(held)], birth[columns:], hit = 0, range(1, count + 1), np.full(count, -1)
     for t, word in enumerate(tokens):
         if t in resets:
             for column in used.values(): death[column] = t - 1
@@ -36,9 +33,9 @@ def plan_lane(tokens, held, slots=None, resets=(), columns=None):
         if word in used:
             hit[t] = used.pop(word)
             death[hit[t]] = t
-        elif slots is not None and len(used) >= slots: death[used.popitem(last=False)[1]] = t
+        elif slots is not None and len(used) >= slots: death[used.pop(next(iter(used)))] = t
         used[word] = columns + t
-    return birth, death, hit, list(used), list(used.values())
+    return birth, death, hit, list(used), np.fromiter(used.values(), np.int64, len(used))
 
 # %% ../nbs/03_cache.ipynb #d81b4426
 def plan_cache(lanes, held, slots=None, resets=()):
@@ -50,14 +47,13 @@ def plan_cache(lanes, held, slots=None, resets=()):
     plans = [plan_lane(tokens, words, slots, resets, columns) for tokens, words in zip(lanes, held)]
     birth, death, hit, held, carry = zip(*plans)
     kept = max(map(len, carry))
-    carry = [columns_of + [0] * (kept - len(columns_of)) for columns_of in carry]
-    integers = lambda rows: torch.tensor(np.array(rows, dtype=np.int64).reshape(len(rows), -1))
-    return Batch(birth=integers(birth), death=integers(death), hit=integers(hit),
-                 carry=integers(carry), columns=columns), list(held)
+    carry = [np.pad(columns_of, (0, kept - len(columns_of))) for columns_of in carry]
+    birth, death, hit, carry = (torch.from_numpy(np.stack(rows)) for rows in (birth, death, hit, carry))
+    return Batch(birth=birth, death=death, hit=hit, carry=carry, columns=columns), list(held)
 
 # %% ../nbs/03_cache.ipynb #089c3f57
 def key_versions(contexts, carried, hit, key_update='average'):
-    """Keys `(lanes, columns + words, units)`: the carried ones, then one version per word.
+    """One version of a key for each word, `(lanes, words, units)`.
 
     `contexts` `(lanes, words, units)`, `carried` `(lanes, columns, units)`, `hit` `(lanes, words)`."""
     if key_update == 'average':
@@ -69,8 +65,8 @@ def key_versions(contexts, carried, hit, key_update='average'):
             right = right + old / 2 * (reused & ~inside)[..., None]
         half = -0.5 * inside[..., None].to(contexts.dtype)
         link = contexts.new_zeros(lanes, count, count).scatter(2, (hit - columns).clamp(0)[..., None], half)
-        contexts = torch.linalg.solve_triangular(link, right, upper=False, unitriangular=True)
-    return torch.cat([carried, contexts], 1)
+        return torch.linalg.solve_triangular(link, right, upper=False, unitriangular=True)
+    return contexts
 
 # %% ../nbs/03_cache.ipynb #c1e8eec5
 def read_cache(scores, plan):
@@ -85,10 +81,11 @@ def read_cache(scores, plan):
     copied = scores.gather(-1, plan.hit.clamp(0)[..., None])[..., 0] - total
     return torch.where(hit, copied, 0.0), hit, empty
 
-# %% ../nbs/03_cache.ipynb #97d2527e
-def carry_keys(versions, plan):
+# %% ../nbs/03_cache.ipynb #5b599f89
+def carry_keys(carried, versions, plan):
     "Keys of the words held after the segment, `(lanes, slots kept, units)`, detached."
-    return versions.detach().gather(1, plan.carry[..., None].expand(-1, -1, versions.shape[-1]))
+    keys = torch.cat([carried, versions], 1).detach()
+    return keys.gather(1, plan.carry[..., None].expand(-1, -1, keys.shape[-1]))
 
 # %% ../nbs/03_cache.ipynb #98b2d711
 def additive_scores(query, projected, energy, budget=1 << 24):

@@ -104,11 +104,15 @@ def spell(self:HCLM, batch, contexts):
     per_word = nats.new_zeros(batch.lanes * batch.words).index_add(0, batch.coded[write.sequence], nats)
     return -per_word.view(batch.lanes, -1)
 
-# %% ../nbs/04_run2.ipynb #34557a9a
+# %% ../nbs/04_run2.ipynb #ee372e7e
 @patch
-def slot_scores(self:HCLM, h, keys):
-    if self.config.score == 'dot' or h.dim() < 3: return LoopHCLM.slot_scores(self, h, keys)
-    return additive_scores(torch.tanh(self.query(h)), self.key(keys), self.energy.weight[0])
+def slot_scores(self:HCLM, h, *keys):
+    "Scores of several tensors of keys, side by side."
+    if h.dim() < 3: return LoopHCLM.slot_scores(self, h, *keys)
+    query = self.query(h)
+    if self.config.score == 'dot': return torch.cat([query @ k.transpose(-1, -2) for k in keys], -1)
+    query, energy = torch.tanh(query), self.energy.weight[0]
+    return torch.cat([additive_scores(query, self.key(k), energy) for k in keys], -1)
 
 # %% ../nbs/04_run2.ipynb #cabef848
 @patch
@@ -118,11 +122,11 @@ def forward(self:HCLM, batch, state):
     if self.config.cache_slots == 0:
         return Scores(-log_lm, torch.ones_like(log_lm), torch.zeros_like(log_lm)), dict(state, h=h, c=c)
     versions = key_versions(contexts, state['keys'], batch.cache.hit, self.config.key_update)
-    scores, gate = self.slot_scores(contexts, versions), self.gate(contexts)[..., 0]
+    scores, gate = self.slot_scores(contexts, state['keys'], versions), self.gate(contexts)[..., 0]
     log_copy, hit, empty = read_cache(scores.to(log_lm.dtype), batch.cache)
     log_p, gate, copy = mixture(log_lm, gate.to(log_lm.dtype), log_copy, hit, empty)
     coded = torch.zeros_like(hit).view(-1).index_fill(0, batch.coded, True).view_as(hit)
-    state = dict(h=h, c=c, keys=carry_keys(versions, batch.cache))
+    state = dict(h=h, c=c, keys=carry_keys(state['keys'], versions, batch.cache))
     return Scores(torch.where(coded, -log_p, 0.0), gate, copy), state
 
 @patch
