@@ -53,3 +53,14 @@ def test_readme_is_in_sync(copy):
     assert done.returncode == 0, done.stderr
     assert (root/'README.md').read_text(encoding='utf-8') == (copy/'README.md').read_text(encoding='utf-8')
     same(files(root/'docs/images'), files(copy/'docs/images'))
+
+
+def test_a_deleted_record_leaves_the_readme(copy):
+    for record in (copy/'results').glob('*.json'):
+        if not record.name.startswith('pydoc-HCLM+Cache'): record.unlink()
+    for command in ['execute', 'nbs/index.ipynb'], ['readme']:
+        done = run('python', 'tools/book.py', *command, cwd=copy, TQDM_DISABLE='1')
+        assert done.returncode == 0, done.stderr
+    models = lambda folder: [line.split(' | ')[0] for line in (folder/'README.md').read_text(encoding='utf-8').splitlines()
+                             if line.startswith(('| HCLM + Cache ', '| No-'))]
+    assert models(copy) == ['| HCLM + Cache'] and {'| No-Cache', '| No-Hierarchy'} <= set(models(root))
