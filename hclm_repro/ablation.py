@@ -73,11 +73,14 @@ def paired_bootstrap(first, second, draws=10_000, seed=0):
     drawn = difference[chosen].sum(1) / characters[chosen].sum(1)
     return difference.sum() / characters.sum(), *np.percentile(drawn, [2.5, 97.5])
 
-# %% ../nbs/05_ablation.ipynb #61748a30
+# %% ../nbs/05_ablation.ipynb #2b65f50a
 def compare_models(records):
-    "Paired bootstrap of each pair of models in `records` {(name, seed): record}: `bpc`, `from`, `to`."
-    groups = {}
-    for (name, _), record in records.items(): groups.setdefault(name, []).append(record)
+    """Paired bootstrap of each pair of models in `records` {(name, seed): record}: `bpc`, `from`, `to`.
+
+    Over the seeds that all of them have."""
+    names = list(dict.fromkeys(name for name, _ in records))
+    seeds = [s for s in {s for _, s in records} if all((name, s) in records for name in names)]
+    groups = {name: [records[name, s] for s in seeds] for name in names if seeds}
     rows = {f'{b} minus {a}': paired_bootstrap(groups[b], groups[a]) for a, b in combinations(groups, 2)}
     return pd.DataFrame(rows, index=['bpc', 'from', 'to']).T.round(3)
 
@@ -106,7 +109,7 @@ FREQUENCIES = ('never', '1–9', '10–99', '100–999', '1,000–9,999', '10,00
 def frequency_classes(tokens, train):
     "How often `train` has each token, as one of `FREQUENCIES`."
     counts = Counter(train)
-    return [FREQUENCIES[min(len(str(counts[word])), 5) if counts[word] else 0] for word in tokens]
+    return [FREQUENCIES[np.digitize(counts[word], (1, 10, 100, 1_000, 10_000))] for word in tokens]
 
 # %% ../nbs/05_ablation.ipynb #c5b1d750
 def copying_table(cached, uncached, train):
@@ -129,7 +132,8 @@ def plot_copying(record):
     table = pd.DataFrame(record['classes'])
     fig, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout='constrained')
     by = table.groupby('frequency')[['words', 'bits', 'bits_uncached']].sum().reindex(FREQUENCIES).dropna()
-    each = by[['bits_uncached', 'bits']].div(by.words, axis=0).set_axis(['without cache', 'with cache'], axis=1)
+    each = by[['bits_uncached', 'bits']].div(by.words, axis=0)
+    each.columns = ['without cache', 'with cache']
     each.plot.bar(ax=axes[0], color=['C1', 'C0'], width=.75, rot=35)
     axes[0].legend(fontsize=8)
     axes[0].set(xlabel='occurrences in the training text', ylabel='bits a word')

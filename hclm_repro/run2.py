@@ -191,7 +191,8 @@ def table_1(record):
     bpc = pd.DataFrame(record['bpc']).groupby(['trained', 'scored']).bpc.mean()
     speed = pd.DataFrame(record['words_per_second']).iloc[-1]
     def row(name, timed):
-        return dict(bpc=round(bpc[name, name], 3), char_ppl=round(2 ** bpc[name, name], 3), speed=round(speed[timed]))
+        mean = bpc[name, name]
+        return dict(bpc=round(mean, 3), char_ppl=round(2 ** mean, 3), speed=round(speed[timed]))
     return side_by_side(row('reset', 'Run 1, loops'), row('carried', 'Run 2, loop-free'))
 
 # %% ../nbs/04_run2.ipynb #7049b7ec

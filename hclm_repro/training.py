@@ -246,7 +246,7 @@ def fast_tanh(x, out=None):
 def _run_forward(inputs, symbols, h0, c0, weight, sizes, dtype):
     """Gates `(rows, 4 units)`, cells and hidden `(rows, units)` of all packed rows; products in `dtype`.
 
-    `inputs` has a row of projected inputs for each packed row, or for each symbol of which `symbols` are the rows."""
+    `inputs` has a row for each packed row, or for each symbol; then `symbols` are those of the packed rows."""
     units, recurrent = h0.shape[1], weight.t().to(dtype)
     gates, cells, hidden = (inputs.new_empty(sum(sizes), k * units) for k in (4, 1, 1))
     for first, block, steps in _blocks(sizes, units, h0.device):
@@ -267,21 +267,23 @@ def _run_forward(inputs, symbols, h0, c0, weight, sizes, dtype):
 # %% ../nbs/01_training.ipynb #ef36da55
 _sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
 
-def _step_backward(h, c, gates, cell, previous, out):
-    "Gradient of a step's pre-activations, into `out` `(n, 4 units)`; that of its cell, `c`, becomes the one before."
+def _step_backward(d_h, d_c, gates, cell, before, d_gates):
+    """One step: from the gradients of its hidden state and cell, `d_h`, `d_c` `(n, units)`, that of its
+    pre-activations, into `d_gates` `(n, 4 units)`. `d_c` becomes the gradient of the cell `before`."""
     i, f, g, o = gates.chunk(4, 1)
-    d_i, d_f, d_g, d_o = out.chunk(4, 1)
+    d_i, d_f, d_g, d_o = d_gates.chunk(4, 1)
     squashed = fast_tanh(cell)
-    c.add_(_tanh_backward(h * o, squashed))
-    torch.mul(h, squashed, out=d_o)
-    torch.mul(c, g, out=d_i)
-    torch.mul(c, previous, out=d_f)
-    torch.mul(c, i, out=d_g)
+    d_c.add_(_tanh_backward(d_h * o, squashed))
+    torch.mul(d_h, squashed, out=d_o)
+    torch.mul(d_c, g, out=d_i)
+    torch.mul(d_c, before, out=d_f)
+    torch.mul(d_c, i, out=d_g)
     for gradient, gate in ((d_i, i), (d_f, f), (d_o, o)):
         _sigmoid_backward.grad_input(gradient, gate, grad_input=gradient)
     _tanh_backward.grad_input(d_g, g, grad_input=d_g)
-    c.mul_(f)
+    d_c.mul_(f)
 
+# %% ../nbs/01_training.ipynb #8b4d9861
 def _run_backward(grad, gates, cells, h0, c0, weight, sizes, dtype):
     "Gradients of the pre-activations `(rows, 4 units)` in `dtype`, of h0 and of c0."
     d_gates, recurrent = torch.empty_like(gates, dtype=dtype), weight.to(dtype)
@@ -773,8 +775,8 @@ def keep_memory():
 def train(model, corpus, config, folder, watch=None):
     """Train `model` on `corpus.train` in `folder`, resuming from a checkpoint there. Returns the record.
 
-    The weights that did best on valid end up in `model` and in `folder/model`; `watch(run)` is called now and
-    then."""
+    The weights that did best on valid end up in `model` and in `folder/model`; `watch(run)` is called after
+    each evaluation and checkpoint. Lets the process keep its memory (see `keep_memory`)."""
     keep_memory()
     run = Run(model, corpus, config, folder)
     model.train()
@@ -889,7 +891,8 @@ def run_name(corpus, model, preset, seed):
 def kept_runs(corpus, models, preset, results=None):
     "{(model, seed): record} of the kept runs of `models`."
     found = {name: load_records(run_name(corpus, name, preset, '*'), results) for name in models}
-    seeds = {(name, stem.rsplit('-', 1)[1]): record for name in models for stem, record in found[name].items()}
+    seeds = {(name, stem.rsplit('-', 1)[1]): record for name in models
+             for stem, record in found[name].items()}
     return {(name, int(seed)): record for (name, seed), record in seeds.items() if seed.isdigit()}
 
 # %% ../nbs/01_training.ipynb #44c36f46
