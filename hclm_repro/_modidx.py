@@ -10,6 +10,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'hclm_repro.ablation.match_units': ('ablation.html#match_units', 'hclm_repro/ablation.py'),
                                      'hclm_repro.ablation.paired_bootstrap': ('ablation.html#paired_bootstrap', 'hclm_repro/ablation.py'),
                                      'hclm_repro.ablation.plot_copying': ('ablation.html#plot_copying', 'hclm_repro/ablation.py'),
+                                     'hclm_repro.ablation.plot_passage': ('ablation.html#plot_passage', 'hclm_repro/ablation.py'),
                                      'hclm_repro.ablation.unseen_words': ('ablation.html#unseen_words', 'hclm_repro/ablation.py'),
                                      'hclm_repro.ablation.word_kinds': ('ablation.html#word_kinds', 'hclm_repro/ablation.py'),
                                      'hclm_repro.ablation.worth': ('ablation.html#worth', 'hclm_repro/ablation.py')},

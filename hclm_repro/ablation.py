@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FREQUENCIES', 'match_units', 'ablation_models', 'ablation_table', 'paired_bootstrap', 'compare_models', 'word_kinds',
-           'frequency_classes', 'copying_table', 'plot_copying', 'unseen_words', 'worth']
+           'frequency_classes', 'copying_table', 'plot_passage', 'plot_copying', 'unseen_words', 'worth']
 
 # %% ../nbs/05_ablation.ipynb #7b1e97a0
 from collections import Counter
@@ -124,6 +124,25 @@ def copying_table(cached, uncached, train):
         words=1, characters=cached[0].characters, bits=bits(cached), bits_uncached=bits(uncached),
         copied=np.mean([t['copy'] for t in cached], axis=0)))
     return table.groupby(['kind', 'frequency', 'seen'], as_index=False).sum()
+
+# %% ../nbs/05_ablation.ipynb #4730a441
+def plot_passage(record, width=88, size=9):
+    "The passage of a copying record: words shaded by the posterior of copying, bits below."
+    import matplotlib.pyplot as plt
+    passage, x, y, places = record['passage'], 0, 0, []
+    words = ['⏎' if word == LINE_END else word for word in passage['word']]
+    for word in words:
+        if x and x + max(len(word), 3) > width: x, y = 0, y + 1
+        places.append((x, y))
+        x += max(len(word), 3) + 1.7
+    fig = plt.figure(figsize=(width * .6 * size / 72, .42 * (y + 1)))   # a monospaced letter is .6 of its size wide
+    ax = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(y + .7, -.5))
+    ax.set_axis_off()
+    for (x, y), word, bits, copied in zip(places, words, passage['bits'], passage['copied']):
+        shade = dict(facecolor=plt.cm.Blues(.6 * copied), edgecolor='none', pad=1.5)
+        ax.text(x, y, word, family='monospace', size=size, bbox=shade, parse_math=False)
+        ax.text(x, y + .36, f'{bits:.1f}', size=.62 * size, color='.45')
+    return ax
 
 # %% ../nbs/05_ablation.ipynb #620cdde1
 def plot_copying(record):
