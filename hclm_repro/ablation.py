@@ -154,6 +154,7 @@ def plot_copying(record):
     each = by[['bits_uncached', 'bits']].div(by.words, axis=0)
     each.columns = ['without cache', 'with cache']
     each.plot.bar(ax=axes[0], color=['C1', 'C0'], width=.75, rot=35)
+    plt.setp(axes[0].get_xticklabels(), ha='right')
     axes[0].legend(fontsize=8)
     axes[0].set(xlabel='occurrences in the training text', ylabel='bits a word')
     seen = table[table.seen].groupby('kind')[['words', 'copied']].sum().eval('copied / words').sort_values()
