@@ -239,7 +239,7 @@ def _blocks(sizes, units, device):
 # %% ../nbs/01_training.ipynb #6917643c
 def fast_tanh(x, out=None):
     "Hyperbolic tangent, on a CPU by the sigmoid, which PyTorch computes several times faster there."
-    if x.device.type != 'cpu': return torch.tanh(x, out=out)
+    if x.device.type != 'cpu' or x.numel() < 4096: return torch.tanh(x, out=out)
     return torch.mul(x, 2, out=out).sigmoid_().mul_(2).sub_(1)
 
 # %% ../nbs/01_training.ipynb #a735b20b
@@ -267,36 +267,34 @@ def _run_forward(inputs, symbols, h0, c0, weight, sizes, dtype):
 # %% ../nbs/01_training.ipynb #ef36da55
 _sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
 
-def _step_backward(d_h, d_c, gates, cell, before, d_gates):
-    """One step: from the gradients of its hidden state and cell, `d_h`, `d_c` `(n, units)`, that of its
-    pre-activations, into `d_gates` `(n, 4 units)`. `d_c` becomes the gradient of the cell `before`."""
+def _factors(gates, cells, c0, plan):
+    """What the gradients are multiplied by, for all rows: from that of the hidden state to those of the cell
+    and of gate o, `(rows, units)`; from that of the cell to those of gates i, f, g, `(rows, 3, units)`."""
     i, f, g, o = gates.chunk(4, 1)
-    d_i, d_f, d_g, d_o = d_gates.chunk(4, 1)
-    squashed = fast_tanh(cell)
-    d_c.add_(_tanh_backward(d_h * o, squashed))
-    torch.mul(d_h, squashed, out=d_o)
-    torch.mul(d_c, g, out=d_i)
-    torch.mul(d_c, before, out=d_f)
-    torch.mul(d_c, i, out=d_g)
-    for gradient, gate in ((d_i, i), (d_f, f), (d_o, o)):
-        _sigmoid_backward.grad_input(gradient, gate, grad_input=gradient)
-    _tanh_backward.grad_input(d_g, g, grad_input=d_g)
-    d_c.mul_(f)
+    squashed, before = fast_tanh(cells), torch.cat([c0[:plan.sizes[0] if plan.sizes else 0], cells[plan.before]])
+    from_cell = gates.new_empty(len(gates), 3, c0.shape[1])
+    _sigmoid_backward.grad_input(g, i, grad_input=from_cell[:, 0])
+    _sigmoid_backward.grad_input(before, f, grad_input=from_cell[:, 1])
+    _tanh_backward.grad_input(i, g, grad_input=from_cell[:, 2])
+    return _tanh_backward(o, squashed), _sigmoid_backward(squashed, o), from_cell
 
 # %% ../nbs/01_training.ipynb #8b4d9861
-def _run_backward(grad, gates, cells, h0, c0, weight, sizes, dtype):
+def _run_backward(grad, gates, cells, h0, c0, weight, plan, dtype):
     "Gradients of the pre-activations `(rows, 4 units)` in `dtype`, of h0 and of c0."
-    d_gates, recurrent = torch.empty_like(gates, dtype=dtype), weight.to(dtype)
-    d_h0, d_c0 = torch.zeros_like(h0), torch.zeros_like(c0)
-    for first, block, steps in _blocks(sizes, h0.shape[1], h0.device):
-        d_h, d_c, c = (x[first:first + block] for x in (d_h0, d_c0, c0))
+    to_cell, to_output, from_cell = _factors(gates, cells, c0, plan)
+    d_gates, recurrent, units = torch.empty_like(gates, dtype=dtype), weight.to(dtype), h0.shape[1]
+    d_h0, d_c0, forget = torch.zeros_like(h0), torch.zeros_like(c0), gates[:, units:2 * units]
+    for first, block, steps in _blocks(plan.sizes, units, h0.device):
+        d_h, d_c = (x[first:first + block] for x in (d_h0, d_c0))
         workspace = gates.new_empty(len(d_h), gates.shape[1])
-        for t in reversed(range(len(steps))):
-            rows, n = steps[t], steps[t].stop - steps[t].start
-            previous = cells[steps[t - 1]] if t else c
-            h = d_h[:n].add_(grad[rows])
-            _step_backward(h, d_c[:n], gates[rows], cells[rows], previous[:n], workspace[:n])
-            h.copy_(d_gates[rows].copy_(workspace[:n]) @ recurrent)
+        for rows in reversed(steps):
+            n = rows.stop - rows.start
+            h, gate = d_h[:n].add_(grad[rows]), workspace[:n]
+            c = d_c[:n].addcmul_(h, to_cell[rows])
+            torch.mul(from_cell[rows], c[:, None], out=gate[:, :3 * units].view(n, 3, units))
+            torch.mul(to_output[rows], h, out=gate[:, 3 * units:])
+            c.mul_(forget[rows])
+            h.copy_(d_gates[rows].copy_(gate) @ recurrent)
     return d_gates, d_h0, d_c0
 
 # %% ../nbs/01_training.ipynb #e4638d8c
@@ -313,7 +311,7 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _):
         symbols, gates, cells, hidden, h0, c0, weight = ctx.saved_tensors
-        d_gates, d_h, d_c = _run_backward(grad, gates, cells, h0, c0, weight, ctx.plan.sizes, ctx.dtype)
+        d_gates, d_h, d_c = _run_backward(grad, gates, cells, h0, c0, weight, ctx.plan, ctx.dtype)
         first = h0[:ctx.plan.sizes[0] if ctx.plan.sizes else 0]
         previous = torch.cat([first.to(ctx.dtype), hidden.to(ctx.dtype)[ctx.plan.before]])
         d_weight = (d_gates.t() @ previous).to(weight.dtype)
