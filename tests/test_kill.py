@@ -45,4 +45,5 @@ def test_killed_runs_go_on_bit_by_bit(tmp_path):
     for log in killed['curve'], whole['curve']:
         for row in log: row.pop('seconds')
     assert steps[-1] < whole['step']
+    assert (killed.pop('resumed'), whole.pop('resumed')) == (len(steps), 0)
     assert not [k for k in whole if k != 'seconds' and not same(killed[k], whole[k])]
