@@ -641,6 +641,7 @@ def _same(self:Run, other):
             raise ValueError(f'{self.folder} holds a run with {name} = {theirs.get(name)!r}, not {value!r}; '
                              'allowed: the same settings, another out_dir, or delete that folder')
 
+# %% ../nbs/01_training.ipynb #ad01374b
 @patch
 def restore(self:Run):
     "Go on from the checkpoint, if there is one. Raises `ValueError` if it belongs to another run."
