@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PAPERS', 'HCLM', 'agree', 'with_choices', 'side_by_side', 'table_1', 'plot_runs']
 
-# %% ../nbs/04_run2.ipynb #37f67c3d
+# %% ../nbs/04_run2.ipynb #4937a73f
+from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from .cache import additive_scores, carry_keys, key_versions, plan_cache, read_cache
+from .cache import additive_scores, carry_keys, key_versions, plan_cache, read_cache, read_keys
 from .corpus import UNKNOWN
 from .run1 import HCLMConfig, LoopHCLM, mixture
 from .training import (
@@ -28,7 +29,7 @@ class HCLM(LoopHCLM):
 
     def begin(self, lanes):
         zero = self.output.weight.new_zeros(lanes, self.config.units)
-        keys, held = zero[:, None][:, :0], [[] for _ in range(lanes)]   # no slot is taken yet
+        keys, held = zero[:, None][:, :0], [OrderedDict() for _ in range(lanes)]   # no slot is taken yet
         return dict(h=zero, c=zero, keys=keys), dict(position=0, held=held)
 
     def new_epoch(self, state, memory):
@@ -70,7 +71,7 @@ def prepare(self:HCLM, segment, memory):
                   characters=segment_characters(segment))
     if self.config.cache_slots != 0:
         rows = [tokens[i:i + count] for i in range(0, len(tokens), count)]
-        batch.cache, memory['held'] = plan_cache(rows, memory['held'], self.config.cache_slots, cache_resets)
+        batch.cache = plan_cache(rows, memory['held'], self.config.cache_slots, cache_resets)
     return batch
 
 # %% ../nbs/04_run2.ipynb #ba5557f9
@@ -104,15 +105,17 @@ def spell(self:HCLM, batch, contexts):
     per_word = nats.new_zeros(batch.lanes * batch.words).index_add(0, batch.coded[write.sequence], nats)
     return -per_word.view(batch.lanes, -1)
 
-# %% ../nbs/04_run2.ipynb #ee372e7e
+# %% ../nbs/04_run2.ipynb #ea248577
 @patch
-def slot_scores(self:HCLM, h, *keys):
-    "Scores of several tensors of keys, side by side."
-    if h.dim() < 3: return LoopHCLM.slot_scores(self, h, *keys)
-    query = self.query(h)
-    if self.config.score == 'dot': return torch.cat([query @ k.transpose(-1, -2) for k in keys], -1)
+def read_slots(self:HCLM, contexts, keys, versions, plan):
+    """log p_ptr of each word, whether it is in the cache and whether the cache is empty, `(lanes, words)`,
+    from `contexts` and `versions` `(lanes, words, units)` and the carried `keys` `(lanes, columns, units)`."""
+    query = self.query(contexts)
+    if self.config.score == 'dot': return read_keys(query, keys, versions, plan)
     query, energy = torch.tanh(query), self.energy.weight[0]
-    return torch.cat([additive_scores(query, self.key(k), energy) for k in keys], -1)
+    # The gradient of `key` needs the carried keys as they are now; carry_keys will write into them.
+    sides = keys.clone(), versions
+    return read_cache(torch.cat([additive_scores(query, self.key(k), energy) for k in sides], -1), plan)
 
 # %% ../nbs/04_run2.ipynb #cabef848
 @patch
@@ -122,9 +125,9 @@ def forward(self:HCLM, batch, state):
     if self.config.cache_slots == 0:
         return Scores(-log_lm, torch.ones_like(log_lm), torch.zeros_like(log_lm)), dict(state, h=h, c=c)
     versions = key_versions(contexts, state['keys'], batch.cache.hit, self.config.key_update)
-    scores, gate = self.slot_scores(contexts, state['keys'], versions), self.gate(contexts)[..., 0]
-    log_copy, hit, empty = read_cache(scores.to(log_lm.dtype), batch.cache)
-    log_p, gate, copy = mixture(log_lm, gate.to(log_lm.dtype), log_copy, hit, empty)
+    log_copy, hit, empty = self.read_slots(contexts, state['keys'], versions, batch.cache)
+    gate = self.gate(contexts)[..., 0].to(log_lm.dtype)
+    log_p, gate, copy = mixture(log_lm, gate, log_copy.to(log_lm.dtype), hit, empty)
     coded = torch.zeros_like(hit).view(-1).index_fill(0, batch.coded, True).view_as(hit)
     state = dict(h=h, c=c, keys=carry_keys(state['keys'], versions, batch.cache))
     return Scores(torch.where(coded, -log_p, 0.0), gate, copy), state
@@ -132,7 +135,7 @@ def forward(self:HCLM, batch, state):
 @patch
 def slots(self:HCLM, state, memory):
     held = memory['held'][0]
-    return held, state['keys'][0, :len(held)]
+    return list(held), state['keys'][0, list(held.values())]
 
 # %% ../nbs/04_run2.ipynb #1cf9ef2f
 def _gradient_difference(models, losses):
