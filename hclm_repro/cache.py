@@ -80,9 +80,10 @@ def key_versions(contexts, carried, hit, key_update='average'):
         if columns:
             old = take_keys(carried, hit.clamp(0, columns - 1)).to(contexts.dtype)
             right = right + old * torch.where(reused & ~inside, 0.5, 0.0)[..., None]
-        half, one = -0.5 * inside[..., None].to(contexts.dtype), torch.eye(count).to(contexts)
+        half = -0.5 * inside[..., None].to(contexts.dtype)
         link = contexts.new_zeros(lanes, count, count).scatter(2, (hit - columns).clamp(0)[..., None], half)
-        return torch.linalg.solve_triangular(link, one, upper=False, unitriangular=True) @ right
+        solve = lambda side: torch.linalg.solve_triangular(link, side, upper=False, unitriangular=True)
+        return solve(torch.eye(count).to(contexts)) @ right if count < right.shape[-1] else solve(right)
     return contexts
 
 # %% ../nbs/03_cache.ipynb #6b2cd14a
@@ -167,7 +168,7 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, carried, versions, plan):
         lanes, words, _ = query.shape
-        budget = 1 << (19 if query.device.type == 'cpu' else 28)
+        budget = 1 << (20 if query.device.type == 'cpu' else 28)
         at_once = max(1, budget // (words * max(plan.columns, words)))
         blocks = [slice(first, first + at_once) for first in range(0, lanes, at_once)]
         slopes = any(ctx.needs_input_grad)
