@@ -33,6 +33,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'hclm_repro.cache._product': ('cache.html#_product', 'hclm_repro/cache.py'),
                                   'hclm_repro.cache._read_block': ('cache.html#_read_block', 'hclm_repro/cache.py'),
                                   'hclm_repro.cache._read_lanes': ('cache.html#_read_lanes', 'hclm_repro/cache.py'),
+                                  'hclm_repro.cache._slopes': ('cache.html#_slopes', 'hclm_repro/cache.py'),
                                   'hclm_repro.cache.additive_scores': ('cache.html#additive_scores', 'hclm_repro/cache.py'),
                                   'hclm_repro.cache.carry_keys': ('cache.html#carry_keys', 'hclm_repro/cache.py'),
                                   'hclm_repro.cache.hidden_columns': ('cache.html#hidden_columns', 'hclm_repro/cache.py'),

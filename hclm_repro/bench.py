@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['matrix_peak', 'Workload', 'alternate', 'ratio', 'training_flops', 'peak_memory']
 
-# %% ../nbs/09_efficiency.ipynb #875d51d6
-import contextlib, time
+# %% ../nbs/09_efficiency.ipynb #63904a39
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 
 from .corpus import Lanes, load_corpus
 from .training import CharLSTM, build, keep_memory, pack, peak_megabytes, project, ragged_lstm
@@ -49,35 +50,38 @@ class Workload:
         fill = getattr(model.config, 'cache_slots', 0) if fill is None else fill
         if fill and 'held' in self.memory: self.fill(fill)
 
-    def fill(self, slots):
-        "Take `slots` slots of every lane."
-        for held in self.memory['held']: held.update((f'{i} ', i) for i in range(slots))
-        for _ in range(min(20, len(self.lanes))): batch = self.next_batch()
-        keys = torch.randn(len(self.state['h']), batch.cache.kept, self.model.config.units)
-        self.place = 0   # all workloads read the same words
-        self.state['keys'] = 0.1 * keys.to(self.model.device, _TYPES[self.precision])
-
     def next_batch(self):
         self.place += 1
         whole = self.lanes.length // self.lanes.segment_words or 1   # the last segment may be short
         return self.model.prepare(self.lanes[(self.place - 1) % whole], self.memory)
 
-    def __call__(self):
-        batch, model = self.next_batch().to(self.model.device), self.model
-        reduced = self.precision != 'fp32'
-        with torch.autocast(model.device.type, _TYPES[self.precision]) if reduced else contextlib.nullcontext():
-            scores, self.state = model(batch, self.state)
-        self.optimizer.zero_grad(set_to_none=True)
-        (scores.nats.sum() / max(1, batch.characters)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        self.optimizer.step()
-        return batch.lanes * batch.words, batch.characters
+# %% ../nbs/09_efficiency.ipynb #a925e0c9
+@patch
+def fill(self:Workload, slots):
+    "Take `slots` slots of every lane."
+    for held in self.memory['held']: held.update((f'{i} ', i) for i in range(slots))
+    for _ in range(min(20, len(self.lanes))): batch = self.next_batch()
+    keys = torch.randn(len(self.state['h']), batch.cache.kept, self.model.config.units)
+    self.place = 0   # all workloads read the same words
+    self.state['keys'] = 0.1 * keys.to(self.model.device, _TYPES[self.precision])
+
+@patch
+def __call__(self:Workload):
+    batch, model = self.next_batch().to(self.model.device), self.model
+    dtype = _TYPES['bf16' if self.precision == 'fp32' else self.precision]
+    with torch.autocast(model.device.type, dtype, enabled=self.precision != 'fp32'):
+        scores, self.state = model(batch, self.state)
+    self.optimizer.zero_grad(set_to_none=True)
+    (scores.nats.sum() / max(1, batch.characters)).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    self.optimizer.step()
+    return batch.lanes * batch.words, batch.characters
 
 # %% ../nbs/09_efficiency.ipynb #1670d84d
 def alternate(workloads, rounds=5, updates=3):
     """Words/s and characters/s of named workloads, a row for each round and name.
 
-    A turn is one update that is not counted, since the one before belonged to another model, then `updates`."""
+    A turn is one update that is not counted, for the one before was another model's, then `updates`."""
     rows = []
     for turn in range(rounds):
         for name, workload in workloads.items():
@@ -86,7 +90,8 @@ def alternate(workloads, rounds=5, updates=3):
             for _ in range(updates): done += workload()
             _wait(workload.model.device)
             words, characters = done / (time.perf_counter() - start)
-            rows.append(dict(round=turn, model=name, words_per_second=words, characters_per_second=characters))
+            speed = dict(words_per_second=words, characters_per_second=characters)
+            rows.append(dict(round=turn, model=name, **speed))
     return pd.DataFrame(rows)
 
 def ratio(table, first, second):
@@ -105,7 +110,7 @@ def training_flops(model, batch):
         rows = len(batch.targets)
         return 6 * (recurrence(rows) + table + rows * units * outputs)
     read, write, words = len(batch.read.symbols), len(batch.write.symbols), batch.lanes * batch.words
-    products = recurrence(read) + recurrence(write) + recurrence(2 * words) + 2 * table + write * units * outputs
+    products = recurrence(read + write + 2 * words) + 2 * table + write * units * outputs
     if config.cache_slots == 0: return 6 * products
     own, carried = batch.words * words * units, batch.cache.columns * words * units
     return 6 * (products + words * units * (3 * units + 1)) + 4 * carried + 6 * own + 4 * own

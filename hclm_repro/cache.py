@@ -16,7 +16,7 @@ from .training import PADDING, Batch
 
 # %% ../nbs/03_cache.ipynb #4573087d
 def plan_lane(tokens, held, slots=None, resets=(), columns=None):
-    """Deaths `(columns + words,)` and hits `(words,)` (a column, or -1) of one lane; last writes {slot: step}.
+    """Deaths `(columns + words,)`, hits `(words,)` (a column or -1), last writes {slot: step} of one lane.
 
     `held`, an `OrderedDict` {word: slot}, least recently used first, moves on. Carried keys are the first
     `columns` columns, by slot; `resets` are the steps before which the cache is emptied."""
@@ -51,16 +51,18 @@ def room(count, slots=None):
 def plan_cache(lanes, held, slots=None, resets=()):
     """The plan of a segment, `lanes` of tokens with the words `held` in each, which move on.
 
-    `death` `(lanes, columns + words)`, `hit` `(lanes, words)`; `columns` and `kept`: room for carried keys before
-    and after; and of the keys to be written, where they stand in that room and the word that made each, flat."""
+    `death` `(lanes, columns + words)`, `hit` `(lanes, words)`; `columns` and `kept`: room for carried keys
+    before and after; of keys to be written, their places in that room and the word that made each, flat."""
     columns, count = room(max(map(len, held)), slots), len(lanes[0])
     plans = [plan_lane(tokens, words, slots, resets, columns) for tokens, words in zip(lanes, held)]
     death, hit, written = zip(*plans)
     kept = room(max(map(len, held)), slots)
     place = [lane * kept + slot for lane, last in enumerate(written) for slot in last]
     word = [lane * count + t for lane, last in enumerate(written) for t in last.values()]
-    tensors = dict(death=np.stack(death), hit=np.stack(hit), place=np.array(place, int), word=np.array(word, int))
-    return Batch(columns=columns, kept=kept, **{name: torch.from_numpy(x) for name, x in tensors.items()})
+    batch = Batch(columns=columns, kept=kept)
+    batch.place, batch.word = (torch.tensor(numbers, dtype=torch.long) for numbers in (place, word))
+    batch.death, batch.hit = (torch.from_numpy(np.stack(rows)) for rows in (death, hit))
+    return batch
 
 # %% ../nbs/03_cache.ipynb #4c351a8e
 def take_keys(keys, columns):
@@ -148,8 +150,8 @@ def _join(total, mean, log_sum, block_mean):
 
 # %% ../nbs/03_cache.ipynb #f4f728dc
 def _read_lanes(query, carried, versions, plan, lanes, budget, slopes):
-    """log p_ptr, the logarithm of its denominator, `(lanes, words)`, the mean key `(lanes, words, units)` if
-    `slopes` are wanted, and the shares of the segment's own versions `(lanes, words, words)`, of a slice of lanes."""
+    """Of a slice of lanes: log p_ptr and the logarithm of its denominator, `(lanes, words)`, the mean key
+    `(lanes, words, units)` if `slopes` are wanted, the shares of own versions `(lanes, words, words)`."""
     query, versions, hit = query[lanes], versions[lanes], plan.hit[lanes, :, None]
     plan = Batch(hit=plan.hit[lanes], death=plan.death[lanes], columns=plan.columns)
     width, copied, total, mean = max(1, budget // hit.numel()), 0.0, None, None
@@ -163,6 +165,15 @@ def _read_lanes(query, carried, versions, plan, lanes, budget, slopes):
         total, mean = _join(total, mean, log_sum, block_mean)
     return (copied - total)[..., 0], total[..., 0], mean, shares * (log_sum - total).exp()
 
+# %% ../nbs/03_cache.ipynb #94e531a4
+def _slopes(carried, versions, plan, mean, shares):
+    "Of each word's log p_ptr: by its query `(lanes, words, units)`, by the scores of own versions."
+    own, inside = (plan.hit - plan.columns).clamp(0), (plan.hit >= plan.columns)[..., None]
+    copies = take_keys(versions, own)
+    if plan.columns:
+        copies = torch.where(inside, copies, take_keys(carried, plan.hit.clamp(0, plan.columns - 1)))
+    return copies - mean, shares.neg_().scatter_add_(2, own[..., None], inside.to(shares.dtype))
+
 # %% ../nbs/03_cache.ipynb #c796634f
 class _Read(torch.autograd.Function):
     @staticmethod
@@ -174,14 +185,7 @@ class _Read(torch.autograd.Function):
         slopes = any(ctx.needs_input_grad)
         parts = [_read_lanes(query, carried, versions, plan, block, budget, slopes) for block in blocks]
         copied, total, mean, shares = map(torch.cat, zip(*parts))
-        if slopes:
-            own, inside = (plan.hit - plan.columns)[..., None], (plan.hit >= plan.columns)[..., None]
-            copies = take_keys(versions, own[..., 0].clamp(0))
-            if plan.columns:
-                old = take_keys(carried, plan.hit.clamp(0, plan.columns - 1))
-                copies = torch.where(inside, copies, old)
-            own = shares.neg_().scatter_add_(2, own.clamp(0), inside.to(shares.dtype))
-            ctx.save_for_backward(query, copies - mean, own)
+        if slopes: ctx.save_for_backward(query, *_slopes(carried, versions, plan, mean, shares))
         empty = total < torch.finfo(total.dtype).min / 2
         ctx.mark_non_differentiable(empty)
         return copied, empty

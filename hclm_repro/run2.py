@@ -108,8 +108,8 @@ def spell(self:HCLM, batch, contexts):
 # %% ../nbs/04_run2.ipynb #ea248577
 @patch
 def read_slots(self:HCLM, contexts, keys, versions, plan):
-    """log p_ptr of each word, whether it is in the cache and whether the cache is empty, `(lanes, words)`,
-    from `contexts` and `versions` `(lanes, words, units)` and the carried `keys` `(lanes, columns, units)`."""
+    """log p_ptr of each word, whether it is in the cache, whether the cache is empty, `(lanes, words)`.
+    `contexts` and `versions` are `(lanes, words, units)`, carried `keys` `(lanes, columns, units)`."""
     query = self.query(contexts)
     if self.config.score == 'dot': return read_keys(query, keys, versions, plan)
     query, energy = torch.tanh(query), self.energy.weight[0]

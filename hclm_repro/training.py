@@ -819,7 +819,8 @@ def peak_megabytes(device):
     if device.type == 'cuda': return torch.cuda.max_memory_allocated() / 2 ** 20
     status = Path('/proc/self/status')   # Linux: getrusage there begins with the peak of the parent process
     lines = status.read_text().splitlines() if status.exists() else []
-    if found := [line for line in lines if line.startswith('VmHWM')]: return int(found[0].split()[1]) / 2 ** 10
+    found = [line for line in lines if line.startswith('VmHWM')]
+    if found: return int(found[0].split()[1]) / 2 ** 10
     try: import resource
     except ImportError: return None   # Windows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss   # bytes on a Mac, KiB elsewhere
