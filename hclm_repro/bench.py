@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 
 from .corpus import Lanes, load_corpus
-from .training import CharLSTM, build, keep_memory, pack, peak_megabytes, project, ragged_lstm
+from .training import CharLSTM, build, keep_memory, peak_megabytes
 
 # %% ../nbs/09_efficiency.ipynb #7d21e9e7
 _TYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)

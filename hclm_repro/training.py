@@ -5,7 +5,7 @@ and how well does the simplest open-vocabulary model do?"""
 
 # %% auto #0
 __all__ = ['RESETS', 'PADDING', 'MODELS', 'PRESETS', 'option', 'Config', 'CharLSTMConfig', 'Scores', 'Batch', 'LanguageModel',
-           'draw', 'pack', 'fast_tanh', 'project', 'ragged_lstm', 'Dropout', 'symbol_nats', 'CharLSTM', 'reset_points',
+           'draw', 'pack', 'project', 'ragged_lstm', 'Dropout', 'symbol_nats', 'CharLSTM', 'reset_points',
            'segment_characters', 'load_pretrained', 'randomise', 'total_probability', 'cuda_runs', 'pick_device',
            'pick_precision', 'TrainingConfig', 'learning_rate', 'preset', 'build', 'write_atomically', 'Run',
            'curve_bpc', 'evaluate', 'keep_memory', 'train', 'code_version', 'hardware', 'peak_megabytes',
@@ -238,87 +238,107 @@ def _blocks(sizes, units, device):
         alive = takewhile(lambda step: step[1] > first, zip(starts, sizes))
         yield first, block, [slice(start + first, start + min(first + block, n)) for start, n in alive]
 
-# %% ../nbs/01_training.ipynb #6917643c
-def fast_tanh(x, out=None):
-    "Hyperbolic tangent, on a CPU by the sigmoid, which PyTorch computes several times faster there."
-    if x.device.type != 'cpu' or x.numel() < 4096: return torch.tanh(x, out=out)
-    return torch.mul(x, 2, out=out).sigmoid_().mul_(2).sub_(1)
+# %% ../nbs/01_training.ipynb #c37630b9
+def _padded(count, dtype, unit=16):
+    "`count` rounded up to whole units where products are compiled by shape."
+    return count if dtype.itemsize > 2 else -(-count // unit) * unit
+
+def _buffer(rows, dtype):
+    "Rows of a buffer that is read in whole units from any row on, and has few different sizes itself."
+    return _padded(rows + _padded(1, dtype) - 1, dtype, 256)
 
 # %% ../nbs/01_training.ipynb #a735b20b
 def _run_forward(inputs, symbols, h0, c0, weight, sizes, dtype):
-    """Gates `(rows, 4 units)`, cells and hidden `(rows, units)` of all packed rows; products in `dtype`.
+    """Gates `(rows, 4 units)`; cells c, sigmoid(-2 c) and, in `dtype`, that of products, hidden states
+    `(rows, units)`, these with spare rows at the end. Gate g comes multiplied by -2.
 
-    `inputs` has a row for each packed row, or for each symbol; then `symbols` are those of the packed rows."""
-    units, recurrent = h0.shape[1], weight.t().to(dtype)
-    gates, cells, hidden = (inputs.new_empty(sum(sizes), k * units) for k in (4, 1, 1))
+    `inputs` has a row for each packed row, or for each symbol; then `symbols` are the packed rows'."""
+    inputs, recurrent, in_units = inputs.to(dtype), weight.t().to(dtype), _padded(1, dtype) > 1
+    units, total = h0.shape[1], sum(sizes)
+    gates, cells, squashed = (h0.new_empty(total, k * units) for k in (4, 1, 1))
+    start, hidden = (h0.new_empty(_buffer(n, dtype), units, dtype=dtype) for n in (len(h0), total))
+    start[:len(h0)], hidden[total:] = h0, 0
     for first, block, steps in _blocks(sizes, units, h0.device):
-        h, c = h0[first:first + block], c0[first:first + block]
+        before, c = start[first:], c0[first:first + block]
+        workspace = start.new_empty(_padded(len(c), dtype), 4 * units) if in_units else None
         for rows in steps:
-            n, gate = rows.stop - rows.start, gates[rows]
-            if symbols is None: gate.copy_(inputs[rows])
-            else: torch.index_select(inputs, 0, symbols[rows], out=gate)
-            if dtype == gate.dtype: gate.addmm_(h[:n], recurrent)
-            else: gate.add_(h[:n].to(dtype) @ recurrent)
-            gate[:, :2 * units].sigmoid_()
-            gate[:, 3 * units:].sigmoid_()
-            i, f, g, o = gate.chunk(4, 1)
-            c = torch.mul(f, c[:n], out=cells[rows]).addcmul_(i, fast_tanh(g, out=g))
-            h = torch.mul(o, fast_tanh(c), out=hidden[rows])
-    return gates, cells, hidden
+            n, padded = rows.stop - rows.start, _padded(rows.stop - rows.start, dtype)
+            gate, pre_activation = gates[rows], workspace if in_units else gates[rows]
+            if symbols is None: pre_activation[:n].copy_(inputs[rows])
+            else: torch.index_select(inputs, 0, symbols[rows], out=pre_activation[:n])
+            pre_activation[:padded].addmm_(before[:padded], recurrent)
+            if in_units: gate.copy_(pre_activation[:n])
+            i, f, s, o = gate.sigmoid_().chunk(4, 1)
+            c = torch.addcmul(i, f, c[:n], out=cells[rows]).addcmul_(i, s, value=-2)
+            r = torch.mul(c, -2, out=squashed[rows]).sigmoid_()
+            torch.addcmul(o, o, r, value=-2, out=hidden[rows])
+            before = hidden[rows.start:]
+    return gates, cells, squashed, hidden
 
-# %% ../nbs/01_training.ipynb #ef36da55
-_sigmoid_backward, _tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
+# %% ../nbs/01_training.ipynb #95b0c406
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 
-def _factors(gates, cells, c0, plan):
-    """What the gradients are multiplied by, for all rows: from that of the hidden state to those of the cell
-    and of gate o, `(rows, units)`; from that of the cell to those of gates i, f, g, `(rows, 3, units)`."""
-    i, f, g, o = gates.chunk(4, 1)
-    squashed, before = fast_tanh(cells), torch.cat([c0[:plan.sizes[0] if plan.sizes else 0], cells[plan.before]])
-    from_cell = gates.new_empty(len(gates), 3, c0.shape[1])
-    _sigmoid_backward.grad_input(g, i, grad_input=from_cell[:, 0])
-    _sigmoid_backward.grad_input(before, f, grad_input=from_cell[:, 1])
-    _tanh_backward.grad_input(i, g, grad_input=from_cell[:, 2])
-    return _tanh_backward(o, squashed), _sigmoid_backward(squashed, o), from_cell
+def _step_back(h, c, gates, r, before, d_gates, spare):
+    """One step: from the gradients of `h` and, from later steps, of `c`, those of the pre-activations into
+    `d_gates`, and of the cell `before` into `c`. All `(n, units)`, gates `(n, 4 units)`."""
+    i, f, s, o = gates.chunk(4, 1)
+    d_i, d_f, d_g, d_o = d_gates.chunk(4, 1)
+    c.add_(_sigmoid_backward(torch.mul(h, o, out=spare), r, grad_input=spare), alpha=4)
+    torch.addcmul(c, c, s, value=-2, out=d_i)
+    torch.mul(c, before, out=d_f)
+    torch.mul(c, i, out=d_g).mul_(-2)
+    torch.addcmul(h, h, r, value=-2, out=d_o)
+    _sigmoid_backward(d_gates, gates, grad_input=d_gates)
+    c.mul_(f)
 
-# %% ../nbs/01_training.ipynb #8b4d9861
-def _run_backward(grad, gates, cells, h0, c0, weight, plan, dtype):
-    "Gradients of the pre-activations `(rows, 4 units)` in `dtype`, of h0 and of c0."
-    to_cell, to_output, from_cell = _factors(gates, cells, c0, plan)
-    d_gates, recurrent, units = torch.empty_like(gates, dtype=dtype), weight.to(dtype), h0.shape[1]
-    d_h0, d_c0, forget = torch.zeros_like(h0), torch.zeros_like(c0), gates[:, units:2 * units]
-    for first, block, steps in _blocks(plan.sizes, units, h0.device):
+# %% ../nbs/01_training.ipynb #d110637f
+def _run_backward(grad, symbols, gates, cells, squashed, h0, c0, weight, d_inputs, sizes, dtype):
+    """Gradients of the pre-activations `(rows, 4 units)` in `dtype`, with spare rows of zeros at the end,
+    of h0 and of c0. Those of the inputs go into `d_inputs`."""
+    d_all = gates.new_empty(_buffer(len(gates), dtype), gates.shape[1], dtype=dtype)
+    d_h0, d_c0, d_all[len(gates):] = torch.zeros_like(h0), torch.zeros_like(c0), 0
+    recurrent = weight.to(dtype)
+    for first, block, steps in _blocks(sizes, h0.shape[1], h0.device):
         d_h, d_c = (x[first:first + block] for x in (d_h0, d_c0))
-        workspace = gates.new_empty(len(d_h), gates.shape[1])
-        for rows in reversed(steps):
-            n = rows.stop - rows.start
-            h, gate = d_h[:n].add_(grad[rows]), workspace[:n]
-            c = d_c[:n].addcmul_(h, to_cell[rows])
-            torch.mul(from_cell[rows], c[:, None], out=gate[:, :3 * units].view(n, 3, units))
-            torch.mul(to_output[rows], h, out=gate[:, 3 * units:])
-            c.mul_(forget[rows])
-            h.copy_(d_gates[rows].copy_(gate) @ recurrent)
-    return d_gates, d_h0, d_c0
+        spare, workspace = torch.empty_like(d_h), gates.new_empty(len(d_h), gates.shape[1])
+        for t, rows in reversed([*enumerate(steps)]):
+            n, padded = rows.stop - rows.start, _padded(rows.stop - rows.start, dtype)
+            before = cells[steps[t - 1]][:n] if t else c0[first:first + n]
+            h, d_gates = d_h[:n].add_(grad[rows]), workspace[:n]
+            _step_back(h, d_c[:n], gates[rows], squashed[rows], before, d_gates, spare[:n])
+            if symbols is None: d_inputs[rows] = d_gates
+            else: d_inputs.index_add_(0, symbols[rows], d_gates)
+            d_all[rows] = d_gates
+            h.copy_((d_all[rows.start:rows.start + padded] @ recurrent)[:n])
+    return d_all, d_h0, d_c0
 
-# %% ../nbs/01_training.ipynb #e4638d8c
+# %% ../nbs/01_training.ipynb #a477fb4a
+def _states_before(h0, hidden, plan):
+    "The hidden state before each packed row, as `hidden` with its spare rows."
+    before, first = torch.empty_like(hidden), plan.sizes[0] if plan.sizes else 0
+    before[:first] = h0[:first]
+    before[first:len(plan.row)] = hidden.index_select(0, plan.before)
+    before[len(plan.row):] = 0
+    return before
+
 class _Recurrence(torch.autograd.Function):
     "LSTM over packed rows; h0, c0 `(sequences, units)` sorted by length. The cells carry no gradient."
     @staticmethod
     def forward(ctx, inputs, symbols, h0, c0, weight, plan, dtype):
-        gates, cells, hidden = _run_forward(inputs, symbols, h0, c0, weight, plan.sizes, dtype)
-        ctx.save_for_backward(symbols, gates, cells, hidden, h0, c0, weight)
-        ctx.plan, ctx.dtype, ctx.rows = plan, dtype, len(inputs)
+        gates, cells, squashed, hidden = _run_forward(inputs, symbols, h0, c0, weight, plan.sizes, dtype)
+        ctx.save_for_backward(symbols, gates, cells, squashed, hidden, h0, c0, weight)
+        ctx.plan, ctx.dtype, ctx.inputs = plan, dtype, inputs.shape
         ctx.mark_non_differentiable(cells)
-        return hidden, cells
+        return hidden[:len(gates)], cells
 
     @staticmethod
     def backward(ctx, grad, _):
-        symbols, gates, cells, hidden, h0, c0, weight = ctx.saved_tensors
-        d_gates, d_h, d_c = _run_backward(grad, gates, cells, h0, c0, weight, ctx.plan, ctx.dtype)
-        first = h0[:ctx.plan.sizes[0] if ctx.plan.sizes else 0]
-        previous = torch.cat([first.to(ctx.dtype), hidden.to(ctx.dtype)[ctx.plan.before]])
-        d_weight = (d_gates.t() @ previous).to(weight.dtype)
-        d_inputs = d_gates if symbols is None else F.one_hot(symbols, ctx.rows).to(ctx.dtype).t() @ d_gates
-        return d_inputs.to(gates.dtype), None, d_h, d_c, d_weight, None, None
+        symbols, gates, cells, squashed, hidden, h0, c0, weight = ctx.saved_tensors
+        d_inputs = gates.new_zeros(ctx.inputs)
+        d_gates, d_h, d_c = _run_backward(grad, symbols, gates, cells, squashed, h0, c0, weight, d_inputs,
+                                          ctx.plan.sizes, ctx.dtype)
+        d_weight = (d_gates.t() @ _states_before(h0, hidden, ctx.plan)).to(weight.dtype)
+        return d_inputs, None, d_h, d_c, d_weight, None, None
 
 # %% ../nbs/01_training.ipynb #9970cf92
 def project(lstm, inputs):
@@ -333,11 +353,14 @@ def ragged_lstm(lstm, inputs, plan, h0, c0, symbols=None):
     sequence; the last cell carries no gradient."""
     kind = inputs.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h0.dtype
-    hidden, cells = _Recurrence.apply(inputs.to(h0.dtype), symbols, h0[plan.order], c0[plan.order],
-                                      lstm.weight_hh_l0, plan, dtype)
+    sorted_h, sorted_c = (x.index_select(0, plan.order) for x in (h0, c0))
+    scale = lstm.weight_hh_l0.new_tensor([1, 1, -2, 1]).repeat_interleave(h0.shape[1])   # tanh by sigmoid
+    hidden, cells = _Recurrence.apply(inputs.to(h0.dtype) * scale, symbols, sorted_h, sorted_c,
+                                      lstm.weight_hh_l0 * scale[:, None], plan, dtype)
     if not plan.sizes: return hidden, h0, c0
-    empty = plan.empty[:, None]
-    return hidden, torch.where(empty, h0, hidden[plan.last]), torch.where(empty, c0, cells[plan.last])
+    empty, last_h, last_c = plan.empty[:, None], *(x.index_select(0, plan.last) for x in (hidden, cells))
+    last_h = last_h.to(h0.dtype)
+    return hidden, torch.where(empty, h0, last_h), torch.where(empty, c0, last_c)
 
 # %% ../nbs/01_training.ipynb #a75be2ae
 class Dropout(nn.Dropout):
@@ -345,8 +368,8 @@ class Dropout(nn.Dropout):
     def forward(self, x):
         if x.device.type != 'cpu' or not self.training or self.p in (0, 1): return super().forward(x)
         drawn = torch.randint(-1 << 63, (1 << 63) - 1, (x.numel() // 4 + 1,)).view(torch.int16)
-        dropped = drawn[:x.numel()].view(x.shape) < round(self.p * (1 << 16)) - (1 << 15)
-        return x.masked_fill(dropped, 0).mul(1 / (1 - self.p))
+        kept = drawn[:x.numel()].view(x.shape) >= round(self.p * (1 << 16)) - (1 << 15)
+        return x * kept.to(x.dtype).mul_(1 / (1 - self.p))   # filling where a mask is random is slower
 
 # %% ../nbs/01_training.ipynb #a003077b
 def symbol_nats(logits, targets, word_start):
