@@ -7,8 +7,8 @@ and how well does the simplest open-vocabulary model do?"""
 __all__ = ['RESETS', 'PADDING', 'MODELS', 'PRESETS', 'option', 'Config', 'CharLSTMConfig', 'Scores', 'Batch', 'LanguageModel',
            'draw', 'pack', 'project', 'ragged_lstm', 'Dropout', 'symbol_nats', 'CharLSTM', 'reset_points',
            'segment_characters', 'load_pretrained', 'randomise', 'total_probability', 'cuda_runs', 'pick_device',
-           'pick_precision', 'TrainingConfig', 'learning_rate', 'preset', 'build', 'write_atomically', 'Run',
-           'curve_bpc', 'evaluate', 'keep_memory', 'train', 'code_version', 'hardware', 'peak_megabytes',
+           'pick_precision', 'TrainingConfig', 'learning_rate', 'preset', 'build', 'write_atomically', 'join_processes',
+           'deal', 'Run', 'curve_bpc', 'evaluate', 'keep_memory', 'train', 'code_version', 'hardware', 'peak_megabytes',
            'write_record', 'results_folder', 'keep', 'load_records', 'run_name', 'kept_runs', 'Experiment',
            'read_parameters', 'LiveCurve', 'plot_bits']
 
@@ -24,8 +24,9 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from huggingface_hub import PyTorchModelHubMixin
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from .corpus import (Alphabet, Lanes, LINE_END, UNKNOWN, DUMMY, characters, quotients, stream_words,
@@ -529,7 +530,9 @@ def pick_device(name='auto'):
     if name == 'cpu' or (name == 'auto' and not seen): return torch.device('cpu')
     if not seen: raise RuntimeError('device is cuda, but torch sees no card; allowed: device=cpu')
     capability, built = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
-    if cuda_runs(capability, built): return torch.device('cuda')
+    if cuda_runs(capability, built):
+        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))   # torchrun: a card for each process
+        return torch.device('cuda')
     message = (f'{torch.cuda.get_device_name()} has capability {capability[0]}.{capability[1]}, this torch '
                f'is built for {" ".join(built)}; allowed: device=cpu, another card, or a wheel that '
                'supports this one (torch==2.7.1 is the last default wheel for a P100)')
@@ -630,6 +633,22 @@ def write_atomically(path, write):
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
+# %% ../nbs/01_training.ipynb #ce10ef29
+def join_processes():
+    """(rank, number of processes) of `torchrun`, which names them in the environment; else (0, 1)."""
+    if not distributed.is_available(): return 0, 1
+    if not distributed.is_initialized():
+        if int(os.environ.get('WORLD_SIZE', 1)) == 1: return 0, 1
+        distributed.init_process_group(timeout=datetime.timedelta(days=1))   # the first one evaluates alone
+    return distributed.get_rank(), distributed.get_world_size()
+
+def deal(lanes, rank, processes):
+    "The lanes of process `rank`, as a slice. Raises `ValueError` if there are more processes than lanes."
+    if processes > lanes:
+        fault = f'{lanes} lanes for {processes} processes'
+        raise ValueError(f'{fault}; allowed: at most as many processes as lanes')
+    return slice(lanes * rank // processes, lanes * (rank + 1) // processes)
+
 # %% ../nbs/01_training.ipynb #bf7621f8
 class Run:
     "A training run in `folder`: everything that a resumed run needs, and its log."
@@ -648,12 +667,15 @@ class Run:
         self.step, self.seconds, self.words_read, self.characters_read = 0, 0.0, 0, 0
         self.steps, self.curve, self.pending, self.record = [], [], [], None
         self.best, self.best_weights, self.resumed = math.inf, None, 0
-        self.state, self.memory = model.begin(config.lanes)
+        self.rank, self.processes = join_processes()
+        self.own = deal(config.lanes, self.rank, self.processes)
+        self.state, self.memory = model.begin(self.own.stop - self.own.start)
         self.identity = dict(model=asdict(model.config), training=asdict(config), corpus=corpus.name,
                              sha256=corpus.sha256)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed + self.rank)   # other lanes, other dropout
         self.folder.mkdir(parents=True, exist_ok=True)
         self.restore()
+        self.network = DistributedDataParallel(model) if self.processes > 1 else model
         self.clock = self.saved = time.perf_counter()
 
 # %% ../nbs/01_training.ipynb #9c47eaf1
@@ -666,51 +688,76 @@ def _same(self:Run, other):
             raise ValueError(f'{self.folder} holds a run with {name} = {theirs.get(name)!r}, not {value!r}; '
                              'allowed: the same settings, another out_dir, or delete that folder')
 
+# %% ../nbs/01_training.ipynb #9e310cac
+@patch
+def wait(self:Run):
+    "Until all processes are here."
+    if self.processes > 1: distributed.barrier()
+
+@patch
+def set_aside(self:Run):
+    "Of a finished run of other code, keep the record under another name. Raises as `restore`."
+    finished = self.folder / 'record.json'
+    if not finished.exists(): return
+    record = json.loads(finished.read_text())
+    self._same(record['identity'])
+    if record['code'] == code_version(): return
+    (self.folder / 'checkpoint.pt').unlink(missing_ok=True)
+    finished.rename(self.folder / f'record-{record["code"]}.json')
+
 # %% ../nbs/01_training.ipynb #ad01374b
 @patch
 def restore(self:Run):
     "Go on from the checkpoint, if there is one. Raises `ValueError` if it belongs to another run."
+    if self.rank == 0: self.set_aside()
+    self.wait()
     finished, path = self.folder / 'record.json', self.folder / 'checkpoint.pt'
-    if finished.exists():
-        record = json.loads(finished.read_text())
-        self._same(record['identity'])
-        if record['code'] == code_version(): self.record = record; return
-        path.unlink(missing_ok=True)   # other code: run again, but lose no record
-        finished.rename(self.folder / f'record-{record["code"]}.json')
-    if not path.exists(): return
+    if finished.exists(): self.record = json.loads(finished.read_text())
+    if self.record or not path.exists(): return
     checkpoint = torch.load(path, map_location=self.device, weights_only=True)
     self._same(checkpoint['identity'])
-    cpu, cuda = checkpoint.pop('random')
+    if (count := len(parts := checkpoint.pop('parts'))) != self.processes:
+        raise ValueError(f'{self.folder} holds a run of {count} processes, not {self.processes}; '
+                         'allowed: the same number, or another out_dir')
     for name in _PARTS: getattr(self, name).load_state_dict(checkpoint.pop(name))
     vars(self).update(checkpoint)
     self.resumed += 1
+    self.state, self.memory, (cpu, cuda) = parts[self.rank]
     torch.set_rng_state(cpu.cpu())
     if cuda is not None: torch.cuda.set_rng_state(cuda.cpu())
 
 # %% ../nbs/01_training.ipynb #d3f28391
 _KEPT = ('step', 'seconds', 'words_read', 'characters_read', 'steps', 'curve', 'best', 'best_weights',
-         'state', 'memory', 'identity', 'resumed')
+         'identity', 'resumed')
 _PARTS = ('model', 'optimizer', 'scaler')
 
 @patch
 def fetch(self:Run):
     "Move pending losses to the log, in bits per character. Raises `FloatingPointError` if one is not finite."
-    losses = torch.stack([loss for *_, loss in self.pending]).tolist() if self.pending else []
-    for (step, words, lr, _), loss in zip(self.pending, losses):
+    if not self.pending: return
+    losses = torch.stack([loss for *_, loss in self.pending])
+    if self.processes > 1: distributed.all_reduce(losses)   # each has divided by the characters of all
+    for (step, words, lr, _), loss in zip(self.pending, losses.tolist()):
         if not math.isfinite(loss):
             raise FloatingPointError(f'the loss of update {step} is {loss}; allowed: a finite number '
                                      '(try a smaller lr or clip)')
         self.steps.append(dict(step=step, words=words, lr=lr, bpc=loss / math.log(2)))
     self.pending = []
 
+# %% ../nbs/01_training.ipynb #e05d20ef
 @patch
 def save(self:Run):
-    "Write the checkpoint."
+    "Write the checkpoint: one file, with the state, memory and random numbers of every process."
     self.fetch()
     cuda = torch.cuda.get_rng_state() if self.device.type == 'cuda' else None
-    checkpoint = {name: getattr(self, name) for name in _KEPT} | dict(random=(torch.get_rng_state(), cuda))
-    checkpoint |= {name: getattr(self, name).state_dict() for name in _PARTS}
-    write_atomically(self.folder / 'checkpoint.pt', lambda file: torch.save(checkpoint, file))
+    state = {name: value.cpu() for name, value in self.state.items()}
+    own, parts = (state, self.memory, (torch.get_rng_state(), cuda)), [None] * self.processes
+    if self.processes == 1: parts = [own]
+    else: distributed.gather_object(own, parts if self.rank == 0 else None)
+    if self.rank == 0:
+        checkpoint = {name: getattr(self, name) for name in _KEPT} | dict(parts=parts)
+        checkpoint |= {name: getattr(self, name).state_dict() for name in _PARTS}
+        write_atomically(self.folder / 'checkpoint.pt', lambda file: torch.save(checkpoint, file))
     self.saved = time.perf_counter()
 
 # %% ../nbs/01_training.ipynb #4587a65f
@@ -727,17 +774,27 @@ def autocast(self:Run):
     dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(self.precision)
     return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
 
+# %% ../nbs/01_training.ipynb #64c7ea8d
 @patch
-def after(self:Run, loss, batch, watch):
+def due(self:Run):
+    "Whether it is time to save. Of several processes the first one decides, so that all do the same."
+    due = time.perf_counter() - self.saved > self.config.save_seconds
+    if self.processes == 1: return due
+    if self.step % self.config.log_every: return False
+    distributed.broadcast(answer := torch.tensor(float(due), device=self.device), 0)
+    return bool(answer)
+
+@patch
+def after(self:Run, loss, words, characters, watch=None):
     "The bookkeeping after an update. Only training itself counts as training time."
-    self.step += 1
-    self.words_read += batch.lanes * batch.words
-    self.characters_read += batch.characters
+    self.step, self.words_read = self.step + 1, self.words_read + words
+    self.characters_read += characters
     self.pending.append((self.step, self.words_read, self.optimizer.param_groups[0]['lr'], loss))
     if len(self.pending) >= self.config.log_every: self.fetch()
     self.seconds += time.perf_counter() - self.clock
-    if evaluated := self.step in self.evaluate_at: self.add_point()
-    if evaluated or time.perf_counter() - self.saved > self.config.save_seconds:
+    evaluated = self.step in self.evaluate_at
+    if evaluated and self.rank == 0: self.add_point()
+    if evaluated or self.due():
         self.save()
         if watch: watch(self)
     self.clock = time.perf_counter()
@@ -800,25 +857,28 @@ def train(model, corpus, config, folder, watch=None):
     """Train `model` on `corpus.train` in `folder`, resuming from a checkpoint there. Returns the record.
 
     The weights that did best on valid end up in `model` and in `folder/model`; `watch(run)` is called after
-    each evaluation and checkpoint. Lets the process keep its memory (see `keep_memory`)."""
+    each evaluation and checkpoint. Lets the process keep its memory (see `keep_memory`). Under `torchrun`
+    the processes share the lanes, and the folder; the first one evaluates, writes and watches."""
     keep_memory()
     run = Run(model, corpus, config, folder)
     model.train()
     todo = range(run.step, 0 if run.record else run.updates)
-    quiet = bool(os.environ.get('TQDM_DISABLE'))   # tqdm's notebook bar does not look
+    quiet = run.rank > 0 or bool(os.environ.get('TQDM_DISABLE'))   # tqdm's notebook bar does not look
     progress = dict(initial=run.step, total=run.updates, unit='update', desc=run.folder.name, disable=quiet)
     for _ in tqdm(todo, mininterval=1, **progress):
-        batch = model.prepare(run.next_segment(), run.memory).to(run.device)
-        with run.autocast(): scores, run.state = model(batch, run.state)
-        loss = scores.nats.sum() / max(1, batch.characters)
+        segment = run.next_segment()
+        words, characters = len(segment) * len(segment[0]), segment_characters(segment)
+        batch = model.prepare(segment[run.own], run.memory).to(run.device)
+        with run.autocast(): scores, run.state = run.network(batch, run.state)
+        loss = scores.nats.sum() / max(1, characters)
         run.optimizer.zero_grad(set_to_none=True)
-        run.scaler.scale(loss).backward()
+        run.scaler.scale(loss * run.processes).backward()   # several processes average their gradients
         run.scaler.unscale_(run.optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         for group in run.optimizer.param_groups: group['lr'] = learning_rate(config, run.step, run.updates)
         run.scaler.step(run.optimizer)
         run.scaler.update()
-        run.after(loss.detach(), batch, watch)
+        run.after(loss.detach(), words, characters, watch if run.rank == 0 else None)
     return run.finish(watch)
 
 # %% ../nbs/01_training.ipynb #bd200a2a
@@ -862,7 +922,7 @@ def _result(self:Run):
         planned_updates=self.updates, resumed=self.resumed, words_read=self.words_read,
         train_seconds=self.seconds, words_per_second=self.words_read / self.seconds,
         characters_per_second=self.characters_read / self.seconds, peak_megabytes=peak_megabytes(self.device),
-        steps=steps, curve=self.curve,
+        processes=self.processes, steps=steps, curve=self.curve,
         valid=evaluate(self.model, self.corpus) if self.config.score_valid else None)
 
 # %% ../nbs/01_training.ipynb #5c76d423
@@ -873,18 +933,24 @@ def write_record(record, folder):
     write_atomically(Path(folder) / 'record.json', lambda file: file.write(f'{{\n{lines}\n}}\n'.encode()))
 
 @patch
-def finish(self:Run, watch=None):
+def conclude(self:Run):
     "Score valid once with the best weights, save the model, write the record."
-    if self.record:
-        self.model.load_state_dict(load_pretrained(self.folder / 'model').state_dict())
-        return self.record
-    self.save()
     self.model.load_state_dict(self.best_weights)
     self.model.save_pretrained(self.folder / 'model')
     self.record = self._result()
     write_record(self.record, self.folder)
-    if watch: watch(self)
-    return self.record
+
+@patch
+def finish(self:Run, watch=None):
+    "The record, with the best weights in the model; a run that had none yet is concluded."
+    new = self.record is None
+    if new: self.save()
+    if new and self.rank == 0:
+        self.conclude()
+        if watch: watch(self)
+    self.wait()
+    if self.rank or not new: self.model.load_state_dict(load_pretrained(self.folder / 'model').state_dict())
+    return self.record or json.loads((self.folder / 'record.json').read_text())
 
 # %% ../nbs/01_training.ipynb #aa347573
 def results_folder():
