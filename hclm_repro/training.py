@@ -239,14 +239,14 @@ def _blocks(sizes, units, device):
         alive = takewhile(lambda step: step[1] > first, zip(starts, sizes))
         yield first, block, [slice(start + first, start + min(first + block, n)) for start, n in alive]
 
-# %% ../nbs/01_training.ipynb #c37630b9
+# %% ../nbs/01_training.ipynb #127e9ef4
 def _padded(count, dtype, unit=16):
-    "`count` rounded up to whole units where products are compiled by shape."
-    return count if dtype.itemsize > 2 else -(-count // unit) * unit
+    "`count`, above `unit` in whole units where products are compiled by shape."
+    return count if dtype.itemsize > 2 or count <= unit else -(-count // unit) * unit
 
 def _buffer(rows, dtype):
     "Rows of a buffer that is read in whole units from any row on, and has few different sizes itself."
-    return _padded(rows + _padded(1, dtype) - 1, dtype, 256)
+    return rows if dtype.itemsize > 2 else _padded(rows + 15, dtype, 256)
 
 # %% ../nbs/01_training.ipynb #a735b20b
 def _run_forward(inputs, symbols, h0, c0, weight, sizes, dtype):
@@ -254,7 +254,7 @@ def _run_forward(inputs, symbols, h0, c0, weight, sizes, dtype):
     `(rows, units)`, these with spare rows at the end. Gate g comes multiplied by -2.
 
     `inputs` has a row for each packed row, or for each symbol; then `symbols` are the packed rows'."""
-    inputs, recurrent, in_units = inputs.to(dtype), weight.t().to(dtype), _padded(1, dtype) > 1
+    inputs, recurrent, in_units = inputs.to(dtype), weight.t().to(dtype), dtype.itemsize <= 2
     units, total = h0.shape[1], sum(sizes)
     gates, cells, squashed = (h0.new_empty(total, k * units) for k in (4, 1, 1))
     start, hidden = (h0.new_empty(_buffer(n, dtype), units, dtype=dtype) for n in (len(h0), total))
