@@ -92,10 +92,12 @@ PADDING = ''   # not a token of any text: fills lanes that have ended
 class Scores:
     """What a model says of a segment, each `(lanes, words)`.
 
-    `nats` of each word; `gate`, the probability of spelling it; `copy`, the posterior of having copied it."""
+    `nats` of each word; `gate`, the probability of spelling it; `copy`, the posterior of having copied it;
+    `terminator`, the part of the speller's nats that says that the word ends, where a model tells it apart."""
     nats: torch.Tensor
     gate: torch.Tensor = None
     copy: torch.Tensor = None
+    terminator: torch.Tensor = None
 
 class Batch(SimpleNamespace):
     "Integers of one segment, made on the host. `characters`: how many characters it stands for."
@@ -120,6 +122,16 @@ class LanguageModel(nn.Module, PyTorchModelHubMixin):
         "Keep the config and make the alphabet."
         self.config, self.alphabet = config, Alphabet(config.alphabet)
 
+    @classmethod
+    def fitted(cls, config, corpus, training):
+        "`config` with what is taken from the training text: here, its alphabet."
+        alphabet = Alphabet.of(corpus.words('train'), training.min_count).characters
+        return replace(config, alphabet=alphabet)
+
+    def prepare_scored(self, segment, memory, following):
+        "`prepare`; `following` is the token after each lane, None at its end, for models that must know it."
+        return self.prepare(segment, memory)
+
     def initialise(self):
         "Uniform weights in ±`init_range` if the config names one (K17 §4: 0.08)."
         if (r := self.config.init_range) is not None:
@@ -138,6 +150,7 @@ def _frame(self:LanguageModel, tokens, following, scores, lane):
     names = ['<unk>' if token == UNKNOWN else token for token in tokens]
     table = dict(word=names, characters=characters(tokens, following),
                  bits=column(scores.nats) / math.log(2) + surcharge, surcharge=surcharge)
+    if scores.terminator is not None: table['terminator'] = column(scores.terminator) / math.log(2)
     for name in ('gate', 'copy'):
         if getattr(scores, name) is not None: table[name] = column(getattr(scores, name))
     return pd.DataFrame(table)
@@ -158,7 +171,7 @@ def _frames(self:LanguageModel, streams, segment=None):
             ahead = [row.pop() if len(row) > segment else None for row in rows]
             longest = max(map(len, rows))
             filled = [row + [PADDING] * (longest - len(row)) for row in rows]
-            batch = self.prepare(filled, memory).to(self.device)
+            batch = self.prepare_scored(filled, memory, ahead).to(self.device)
             with torch.no_grad(): scores, state = self(batch, state)
             yield [self._frame(row, ahead[i], scores, i) for i, row in enumerate(rows)]
     finally: self.train(training)
@@ -605,23 +618,26 @@ PRESETS = dict(
 
 # %% ../nbs/01_training.ipynb #79254369
 def preset(model, name):
-    """`(model config, TrainingConfig)` of a preset, for a model class or its name.
+    """`(model config, TrainingConfig)` of a preset, for a model class or its name, which may have choices
+    of its own in `PRESETS`.
 
     Raises `ValueError` for an unknown name."""
     if name not in PRESETS: raise ValueError(f'preset is {name!r}; allowed: one of {", ".join(PRESETS)}')
     if isinstance(model, str) and model not in MODELS:
         raise ValueError(f'{model!r} is not a model; allowed: one of {", ".join(MODELS)}')
-    kind = typing.get_type_hints((MODELS[model] if isinstance(model, str) else model).__init__)['config']
+    model = MODELS[model] if isinstance(model, str) else model
+    choices = PRESETS[name] | PRESETS[name].get(model.__name__, {})
     def pick(cls):
         names = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in PRESETS[name].items() if k in names})
-    return pick(kind), pick(TrainingConfig)
+        return cls(**{k: v for k, v in choices.items() if k in names})
+    return pick(typing.get_type_hints(model.__init__)['config']), pick(TrainingConfig)
 
 def build(model, config, corpus, training):
-    "A fresh model (a class or its name) on the alphabet of `corpus`, its weights drawn from `training.seed`."
-    alphabet = Alphabet.of(corpus.words('train'), training.min_count).characters
+    "A fresh model (a class or its name) fitted to `corpus`, its weights drawn from `training.seed`."
+    model = MODELS[model] if isinstance(model, str) else model
+    config = model.fitted(config, corpus, training)
     torch.manual_seed(training.seed)
-    return (MODELS[model] if isinstance(model, str) else model)(replace(config, alphabet=alphabet))
+    return model(config)
 
 # %% ../nbs/01_training.ipynb #f5327f3a
 def write_atomically(path, write):
