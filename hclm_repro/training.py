@@ -766,7 +766,7 @@ def save(self:Run):
     "Write the checkpoint: one file, with the state, memory and random numbers of every process."
     self.fetch()
     cuda = torch.cuda.get_rng_state() if self.device.type == 'cuda' else None
-    state = {name: value.cpu() for name, value in self.state.items()}
+    state = {name: value.cpu() if torch.is_tensor(value) else value for name, value in self.state.items()}
     own, parts = (state, self.memory, (torch.get_rng_state(), cuda)), [None] * self.processes
     if self.processes == 1: parts = [own]
     else: distributed.gather_object(own, parts if self.rank == 0 else None)
