@@ -452,7 +452,6 @@ def spell(self:HAT, batch, contexts):
 # %% ../nbs/06_byte_transformer.ipynb #96976427
 HAT.read_slots, HAT.slot_scores = HCLM.read_slots, LoopHCLM.slot_scores
 
-# %% ../nbs/06_byte_transformer.ipynb #050d7d86
 @patch
 def forward(self:HAT, batch, state):
     "Scores of a batch, with the speller's `terminator` nats, and the next state."
@@ -710,6 +709,7 @@ def split_prompt(prompt):
     complete = not tokens or prompt.endswith((' ', LINE_END))
     return (tokens, b'') if complete else (tokens[:-1], tokens[-1].encode())
 
+# %% ../nbs/06_byte_transformer.ipynb #c4b06d80
 @patch
 def next_context(self:HAT, state, memory):
     "The context `(units,)` of the next word of lane 0."
