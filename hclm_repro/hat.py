@@ -6,8 +6,8 @@
 __all__ = ['UNKNOWN_BYTE', 'WORD', 'SOME_WORD', 'SPACE', 'NEWLINE', 'FREE', 'SPACED', 'BARE', 'INSIDE', 'DONE', 'TAIL', 'TAIL_E0',
            'TAIL_ED', 'TAIL_F0', 'TAIL_F4', 'TABLE_2', 'byte_unit', 'byte_units', 'allowed_bytes', 'byte_places',
            'place_after', 'unit_places', 'turns', 'rotate', 'attention', 'hidden_units', 'Block', 'Transformer',
-           'pack_units', 'packed_attention', 'plan_window', 'slide', 'empty_past', 'ByteLevel', 'HATConfig', 'HAT',
-           'parameters', 'paper_sizes', 'released_parameters', 'FlatConfig', 'ByteTransformerConfig',
+           'pack_units', 'packed_attention', 'plan_window', 'slide', 'empty_past', 'ByteLevel', 'TransformerConfig',
+           'HATConfig', 'HAT', 'parameters', 'paper_sizes', 'released_parameters', 'ByteTransformerConfig',
            'SubwordTransformerConfig', 'FlatTransformer', 'ByteTransformer', 'learn_merges', 'byte_pairs',
            'SubwordTransformer', 'split_prompt', 'growing_attention', 'stack_flops', 'packed_pairs', 'window_pairs',
            'flops_per_byte', 'match_hidden', 'word_accuracy']
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from .cache import carry_keys, key_versions, plan_cache
 from .corpus import LINE_END, UNKNOWN, Alphabet, Lanes, words as words_of
-from .run1 import LoopHCLM
+from .run1 import LoopHCLM, add_cache
 from .run2 import HCLM, spell_or_copy
 from hclm_repro.training import (
     PADDING, PRESETS, RESETS, Batch, Config, Dropout, LanguageModel, Scores, draw, option, reset_points,
@@ -281,25 +281,14 @@ def _check_heads(config, units, heads):
         raise ValueError(f'{type(config).__name__}: {heads} is {count}; allowed: an integer of which twice '
                          f'divides {units} ({width})')
 
-# %% ../nbs/06_byte_transformer.ipynb #719d3467
 @dataclass(frozen=True)
-class HATConfig(Config):
-    "Choices of HAT: `units` and so on of the backbone, `byte_units` and so on of encoder and decoder each."
-    model: str = option('HAT', 'HAT')
+class TransformerConfig(Config):
+    "Choices that all transformers here share. `hidden`: the feed-forward width, 8/3 of `units` if None."
     alphabet: str = ''
     units: int = option(256, at_least=2)
     layers: int = option(4, at_least=1)
     heads: int = option(4, at_least=1)
-    byte_units: int = option(128, at_least=2)
-    byte_layers: int = option(2, at_least=1)
-    byte_heads: int = option(4, at_least=1)
     hidden: int | None = option(None, at_least=1)
-    byte_hidden: int | None = option(None, at_least=1)
-    context_words: int = option(256, at_least=1)
-    cache_slots: int | None = option(0, at_least=0)
-    score: str = option('dot', 'dot', 'additive')
-    key_update: str = option('average', 'average', 'latest')
-    cache_reset: str = option('epoch', *RESETS)
     state_reset: str = option('epoch', *RESETS)
     segment_words: int = option(64, at_least=1)
     dropout: float = option(0.0, at_least=0, at_most=0.95)
@@ -308,6 +297,24 @@ class HATConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         _check_heads(self, 'units', 'heads')
+
+# %% ../nbs/06_byte_transformer.ipynb #d9e42ad1
+@dataclass(frozen=True)
+class HATConfig(TransformerConfig):
+    "Choices of HAT: `units` and so on of the backbone, `byte_units` and so on of encoder and decoder each."
+    model: str = option('HAT', 'HAT')
+    byte_units: int = option(128, at_least=2)
+    byte_layers: int = option(2, at_least=1)
+    byte_heads: int = option(4, at_least=1)
+    byte_hidden: int | None = option(None, at_least=1)
+    context_words: int = option(256, at_least=1)
+    cache_slots: int | None = option(0, at_least=0)
+    score: str = option('dot', 'dot', 'additive')
+    key_update: str = option('average', 'average', 'latest')
+    cache_reset: str = option('epoch', *RESETS)
+
+    def __post_init__(self):
+        super().__post_init__()
         _check_heads(self, 'byte_units', 'byte_heads')
 
 # %% ../nbs/06_byte_transformer.ipynb #9060c69e
@@ -327,16 +334,9 @@ class HAT(ByteLevel):
         self.to_bytes = nn.Linear(units, width, bias=False)
         self.output = nn.Linear(width, 256, bias=False)
         self.dropout = Dropout(config.dropout)
-        if config.cache_slots != 0: self._add_cache(units, config.score)
+        if config.cache_slots != 0: add_cache(self, config)
         self.register_buffer('allowed', allowed_bytes(), persistent=False)
         self.initialise()
-
-    def _add_cache(self, units, score):
-        self.gate = nn.Sequential(nn.Linear(units, units), nn.Tanh(),
-                                  nn.Linear(units, units), nn.Tanh(), nn.Linear(units, 1))
-        self.query = nn.Linear(units, units)
-        if score == 'additive':
-            self.key, self.energy = nn.Linear(units, units, bias=False), nn.Linear(units, 1, bias=False)
 
     def initialise(self):
         std, others = self.config.init_std, (self.embedding, self.to_word, self.to_bytes, self.output)
@@ -503,35 +503,18 @@ def released_parameters():
     modules = sum(map(parameters, (encoder, connector, backbone, decoder))) + 4 * parameters(guide)
     return modules + bytes_in_and_out + latent_and_first
 
-# %% ../nbs/06_byte_transformer.ipynb #c681f1f6
-@dataclass(frozen=True)
-class FlatConfig(Config):
-    "Choices of a transformer over bytes or tokens; `context` is what it sees, in its own units."
-    alphabet: str = ''
-    units: int = option(256, at_least=2)
-    layers: int = option(4, at_least=1)
-    heads: int = option(4, at_least=1)
-    hidden: int | None = option(None, at_least=1)
-    context: int = option(512, at_least=1)
-    state_reset: str = option('epoch', *RESETS)
-    segment_words: int = option(64, at_least=1)
-    dropout: float = option(0.0, at_least=0, at_most=0.95)
-    init_std: float = option(0.02, above=0)
-
-    def __post_init__(self):
-        super().__post_init__()
-        _check_heads(self, 'units', 'heads')
-
 # %% ../nbs/06_byte_transformer.ipynb #3569c097
 @dataclass(frozen=True)
-class ByteTransformerConfig(FlatConfig):
-    "Choices of the byte transformer."
+class ByteTransformerConfig(TransformerConfig):
+    "Choices of the byte transformer; `context` is how many bytes it sees."
     model: str = option('ByteTransformer', 'ByteTransformer')
+    context: int = option(512, at_least=1)
 
 @dataclass(frozen=True)
-class SubwordTransformerConfig(FlatConfig):
+class SubwordTransformerConfig(TransformerConfig):
     "Choices of the subword transformer. `merges`: those of its tokenizer, see `learn_merges`."
     model: str = option('SubwordTransformer', 'SubwordTransformer')
+    context: int = option(512, at_least=1)
     vocabulary: int = option(4096, at_least=256)
     merges: str = ''
 
