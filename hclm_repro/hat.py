@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN_BYTE', 'WORD', 'SOME_WORD', 'SPACE', 'NEWLINE', 'FREE', 'SPACED', 'BARE', 'INSIDE', 'DONE', 'TAIL', 'TAIL_E0',
-           'TAIL_ED', 'TAIL_F0', 'TAIL_F4', 'TABLE_2', 'byte_unit', 'byte_units', 'allowed_bytes', 'byte_places',
-           'place_after', 'unit_places', 'turns', 'rotate', 'attention', 'hidden_units', 'Block', 'Transformer',
-           'pack_units', 'packed_attention', 'plan_window', 'slide', 'empty_past', 'ByteLevel', 'TransformerConfig',
-           'HATConfig', 'HAT', 'parameters', 'paper_sizes', 'released_parameters', 'ByteTransformerConfig',
-           'SubwordTransformerConfig', 'FlatTransformer', 'ByteTransformer', 'learn_merges', 'byte_pairs',
-           'SubwordTransformer', 'split_prompt', 'growing_attention', 'stack_flops', 'packed_pairs', 'window_pairs',
-           'flops_per_byte', 'match_hidden', 'word_accuracy']
+           'TAIL_ED', 'TAIL_F0', 'TAIL_F4', 'TABLE_2', 'RELEASED', 'byte_unit', 'byte_units', 'allowed_bytes',
+           'byte_places', 'place_after', 'unit_places', 'turns', 'rotate', 'attention', 'hidden_units', 'Block',
+           'Transformer', 'pack_units', 'packed_attention', 'plan_window', 'slide', 'empty_past', 'ByteLevel',
+           'TransformerConfig', 'HATConfig', 'Pool', 'Guide', 'HAT', 'parameters', 'paper_sizes', 'released_parameters',
+           'ByteTransformerConfig', 'SubwordTransformerConfig', 'FlatTransformer', 'ByteTransformer', 'learn_merges',
+           'byte_pairs', 'SubwordTransformer', 'split_prompt', 'join_lanes', 'growing_attention', 'Word', 'stack_flops',
+           'packed_pairs', 'window_pairs', 'flops_per_byte', 'match_hidden', 'word_accuracy']
 
-# %% ../nbs/06_byte_transformer.ipynb #651d0cac
+# %% ../nbs/06_byte_transformer.ipynb #40437e1b
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,9 +27,9 @@ from .cache import carry_keys, key_versions, plan_cache
 from .corpus import LINE_END, UNKNOWN, Alphabet, Lanes, words as words_of
 from .run1 import LoopHCLM, add_cache
 from .run2 import HCLM, spell_or_copy
-from hclm_repro.training import (
-    PADDING, PRESETS, RESETS, Batch, Config, Dropout, LanguageModel, Scores, draw, option, reset_points,
-    segment_characters)
+from .training import (
+    PADDING, PRESETS, RESETS, Batch, Config, Dropout, LanguageModel, Sampler, Scores, join_words, option,
+    reset_points, segment_characters)
 
 # %% ../nbs/06_byte_transformer.ipynb #0620d6ae
 UNKNOWN_BYTE, WORD = 0xFD, 0xFE   # bytes that UTF-8 never uses
@@ -152,14 +152,17 @@ class Block(nn.Module):
 # %% ../nbs/06_byte_transformer.ipynb #637d88c8
 class Transformer(nn.Module):
     "A stack of blocks and a last norm."
-    def __init__(self, units, layers, heads, hidden=None, kv_heads=None, dropout=0.0):
+    def __init__(self, units, layers, heads, hidden=None, kv_heads=None, dropout=0.0, last_norm=True):
         super().__init__()
         self.blocks = nn.ModuleList(Block(units, heads, hidden, kv_heads, dropout) for _ in range(layers))
-        self.norm, self.head, self.kv_heads = nn.RMSNorm(units, eps=1e-6), units // heads, kv_heads or heads
+        self.units, self.head, self.kv_heads = units, units // heads, kv_heads or heads
+        self.norm = nn.RMSNorm(units, eps=1e-6) if last_norm else nn.Identity()
 
-    def forward(self, x, attend, rows=None):
-        "`x` `(..., units)`; `attend(layer, q, k, v)`; of the result only `rows`, if given."
-        for i, block in enumerate(self.blocks): x = block(x, lambda q, k, v: attend(i, q, k, v))
+    def forward(self, x, attend, rows=None, guides=None):
+        """`x` `(..., units)`; `attend(layer, q, k, v)`; of the result only `rows`, if given.
+        `guides`: what is added to the input of each layer, shaped like `x`."""
+        for i, block in enumerate(self.blocks):
+            x = block(x if guides is None else x + guides[i], lambda q, k, v: attend(i, q, k, v))
         return self.norm(x if rows is None else x.index_select(0, rows))
 
     def initialise(self, std):
@@ -301,12 +304,19 @@ class TransformerConfig(Config):
 # %% ../nbs/06_byte_transformer.ipynb #d9e42ad1
 @dataclass(frozen=True)
 class HATConfig(TransformerConfig):
-    "Choices of HAT: `units` and so on of the backbone, `byte_units` and so on of encoder and decoder each."
+    """Choices of HAT: `units` and so on of the backbone, `byte_units` and so on of encoder and decoder each.
+
+    As the released models: fewer `kv_heads` in the backbone, another number of `decoder_layers`, a word's
+    vector by a learned `query`, the backbone's `guide` in all `layers` of the decoder."""
     model: str = option('HAT', 'HAT')
     byte_units: int = option(128, at_least=2)
     byte_layers: int = option(2, at_least=1)
     byte_heads: int = option(4, at_least=1)
     byte_hidden: int | None = option(None, at_least=1)
+    decoder_layers: int | None = option(None, at_least=1)
+    kv_heads: int | None = option(None, at_least=1)
+    pooling: str = option('symbol', 'symbol', 'query')
+    guide: str = option('prefix', 'prefix', 'layers')
     context_words: int = option(256, at_least=1)
     cache_slots: int | None = option(0, at_least=0)
     score: str = option('dot', 'dot', 'additive')
@@ -316,6 +326,37 @@ class HATConfig(TransformerConfig):
     def __post_init__(self):
         super().__post_init__()
         _check_heads(self, 'byte_units', 'byte_heads')
+        if self.heads % (self.kv_heads or 1):
+            raise ValueError(f'HATConfig: kv_heads is {self.kv_heads}; allowed: a divisor of heads ({self.heads})')
+
+# %% ../nbs/06_byte_transformer.ipynb #0b5ceefe
+class Pool(nn.Module):
+    "A learned query that reads the rows of each unit: `(units, backbone units)`."
+    def __init__(self, width, units, heads):
+        super().__init__()
+        self.heads, self.query = heads, nn.Parameter(torch.randn(units))
+        self.ask, self.out = nn.Linear(units, units, bias=False), nn.Linear(units, units, bias=False)
+        self.keys, self.values = nn.Linear(width, units, bias=False), nn.Linear(width, units, bias=False)
+
+    def forward(self, x, plan):
+        query = self.ask(self.query).view(1, 1, self.heads, -1)
+        k, v = (side(x).unflatten(-1, (self.heads, -1)) for side in (self.keys, self.values))
+        rows = [count * length for count, length in plan.groups]
+        parts = [attention(query.expand(len(k), -1, -1, -1), k, v)
+                 for k, v in zip(*([y.unflatten(0, group) for y, group in zip(side.split(rows), plan.groups)]
+                                   for side in (k, v)))]
+        packed = torch.cat(parts).flatten(1) if parts else x.new_zeros(0, len(self.query))
+        return self.out(packed.index_select(0, plan.order.argsort()))
+
+# %% ../nbs/06_byte_transformer.ipynb #559ad54b
+class Guide(nn.Module):
+    "What a word's context `(words, units)` adds in a layer of the decoder, `(words, width)`."
+    def __init__(self, units, width):
+        super().__init__()
+        self.norm = nn.RMSNorm(units, eps=1e-6)
+        self.value, self.out = nn.Linear(units, width, bias=False), nn.Linear(width, width, bias=False)
+
+    def forward(self, contexts): return self.out(self.value(self.norm(contexts)))
 
 # %% ../nbs/06_byte_transformer.ipynb #9060c69e
 class HAT(ByteLevel):
@@ -323,15 +364,20 @@ class HAT(ByteLevel):
     def __init__(self, config: HATConfig):
         super().__init__()
         self.setup(config)
-        units, width = config.units, config.byte_units
-        stack = lambda *sizes: Transformer(*sizes, dropout=config.dropout)
-        byte_sizes = width, config.byte_layers, config.byte_heads, config.byte_hidden
+        units, width, pooled = config.units, config.byte_units, config.pooling == 'query'
+        stack = lambda *sizes, last_norm=True: Transformer(*sizes, config.dropout, last_norm)
+        byte_stack = lambda layers, last_norm: stack(
+            width, layers, config.byte_heads, config.byte_hidden, None, last_norm=last_norm)
+        self.guided = config.guide == 'layers'   # a guide has a norm of its own
+        depth = config.decoder_layers or config.byte_layers
         self.embedding = nn.Embedding(256, width)
-        self.encoder, self.decoder = stack(*byte_sizes), stack(*byte_sizes)
-        self.to_word = nn.Linear(width, units, bias=False)
+        self.encoder, self.decoder = byte_stack(config.byte_layers, not pooled), byte_stack(depth, True)
+        self.to_word = Pool(width, units, config.heads) if pooled else nn.Linear(width, units, bias=False)
         self.first = nn.Parameter(torch.zeros(units))
-        self.backbone = stack(units, config.layers, config.heads, config.hidden)
-        self.to_bytes = nn.Linear(units, width, bias=False)
+        self.backbone = stack(units, config.layers, config.heads, config.hidden, config.kv_heads,
+                              last_norm=not self.guided)
+        self.to_bytes = (nn.ModuleList(Guide(units, width) for _ in range(depth)) if self.guided
+                         else nn.Linear(units, width, bias=False))
         self.output = nn.Linear(width, 256, bias=False)
         self.dropout = Dropout(config.dropout)
         if config.cache_slots != 0: add_cache(self, config)
@@ -341,7 +387,8 @@ class HAT(ByteLevel):
     def initialise(self):
         std, others = self.config.init_std, (self.embedding, self.to_word, self.to_bytes, self.output)
         for stack in (self.encoder, self.backbone, self.decoder): stack.initialise(std)
-        for p in (self.first, *(module.weight for module in others)): nn.init.normal_(p, std=std)
+        weights = [p for module in others for p in module.parameters() if p.dim() > 1]
+        for p in (self.first, *weights): nn.init.normal_(p, std=std)
 
 # %% ../nbs/06_byte_transformer.ipynb #68d4bd5a
 @patch
@@ -350,14 +397,15 @@ def begin(self:HAT, lanes):
     zero = like.new_zeros(lanes, self.config.units)
     state = dict(h=zero, past=empty_past(self.backbone, lanes, context, like), keys=zero[:, None][:, :0])
     held = [OrderedDict() for _ in range(lanes)]
-    return state, dict(position=0, fresh=True, valid=0, before=[FREE] * lanes, held=held)
+    return state, dict(position=0, fresh=True, valid=[0] * lanes, before=[FREE] * lanes, held=held)
 
 @patch
 def new_epoch(self:HAT, state, memory):
     fresh, blank = self.begin(len(memory['held']))
     memory = dict(memory, position=0, before=blank['before'])
     if self.config.state_reset != 'never':
-        state, memory = dict(state, h=fresh['h'], past=fresh['past']), dict(memory, fresh=True, valid=0)
+        state = dict(state, h=fresh['h'], past=fresh['past'])
+        memory = dict(memory, fresh=True, valid=blank['valid'])
     if self.config.cache_reset != 'never':
         state, memory = dict(state, keys=fresh['keys']), dict(memory, held=blank['held'])
     return state, memory
@@ -378,7 +426,8 @@ def _writing(units, tokens, places):
     ends = np.cumsum(lengths) - 1
     split = np.array([tokens[i] != LINE_END for i in order], dtype=bool)
     bare = np.array([not units[i].endswith(b' ') for i in order], dtype=np.int64)
-    arrays = dict(coded=order, word=np.repeat(order, lengths), first=ends + 1 - lengths, ends=ends,
+    arrays = dict(coded=order, word=np.repeat(order, lengths), unit=np.repeat(np.arange(len(order)), lengths),
+                  first=ends + 1 - lengths, ends=ends,
                   split=order[split], splits=(ends - 1 + bare)[split], bare=bare[split])
     vars(write).update({name: torch.from_numpy(x) for name, x in arrays.items()})
     return write
@@ -397,11 +446,13 @@ def prepare(self:HAT, segment, memory, following=None):
     at = np.arange(count) + np.searchsorted(starts, np.arange(count), side='right')
     which = np.full((lanes, count + len(starts)), len(place))   # the vector that starts a stream
     which[:, at] = np.array([place.get(unit, 0) for unit in units]).reshape(lanes, count)
-    valid, context = memory['valid'], config.context_words
-    first, memory['valid'] = plan_window(which.shape[1], at[starts] - 1, valid, context)
+    window = lambda valid: plan_window(which.shape[1], at[starts] - 1, valid, config.context_words)
+    windows = {valid: window(valid) for valid in set(memory['valid'])}
+    first, memory['valid'] = zip(*(windows[valid] for valid in memory['valid']))
+    first = np.stack(first if len(windows) > 1 else first[:1])   # mostly, lanes are alike
     batch = Batch(lanes=lanes, words=count, read=pack_units(list(place)), which=torch.from_numpy(which),
                   at=torch.from_numpy(at), write=_writing(units, tokens, places),
-                  window=Batch(first=torch.from_numpy(first)[None], keep=None),
+                  window=Batch(first=torch.from_numpy(first), keep=None),
                   characters=segment_characters(segment))
     if config.cache_slots != 0:
         rows = [tokens[i:i + count] for i in range(0, len(tokens), count)]
@@ -414,12 +465,15 @@ def encode(self:HAT, plan):
     "Vectors `(units, backbone units)` of the units of `pack_units`, in the order given."
     x = self.dropout(self.embedding(plan.symbols))
     attend = packed_attention(plan, self.encoder.head, x.dtype, causal=False)
+    if self.config.pooling == 'query': return self.to_word(self.encoder(x, attend), plan)
     return self.to_word(self.encoder(x, attend, plan.starts))
 
 @patch
-def read_words(self:HAT, batch, state):
-    "Contexts `(lanes, words, units)`, each of which has read the words before it only, and the next state."
-    table = torch.cat([self.encode(batch.read).to(self.first.dtype), self.first[None]])
+def read_words(self:HAT, batch, state, vectors=None):
+    """Contexts `(lanes, words, units)`, each of which has read the words before it only, and the next state.
+    `vectors` `(units, backbone units)` of `batch.read`, where they are known."""
+    if vectors is None: vectors = self.encode(batch.read)
+    table = torch.cat([vectors.to(self.first.dtype), self.first[None]])
     h, past = slide(self.backbone, self.dropout(F.embedding(batch.which, table)), state['past'], batch.window)
     both = torch.cat([state['h'][:, None].to(h.dtype), h], 1)
     return both.index_select(1, batch.at), dict(state, h=both[:, -1].detach(), past=past)
@@ -428,11 +482,12 @@ def read_words(self:HAT, batch, state):
 @patch
 def byte_logits(self:HAT, write, contexts):
     "Logits of each packed row `(rows, 256)`, forbidden bytes at minus infinity."
-    guide = self.to_bytes(contexts.flatten(0, 1).index_select(0, write.coded))
+    contexts, guides = contexts.flatten(0, 1).index_select(0, write.coded), None
     x = self.embedding(write.symbols)
-    x = self.dropout(x.index_copy(0, write.first, guide.to(x.dtype)))
-    h = self.decoder(x, packed_attention(write, self.decoder.head, x.dtype, causal=True))
-    logits = self.output(h)
+    if self.guided: guides = [guide(contexts).index_select(0, write.unit) for guide in self.to_bytes]
+    else: x = x.index_copy(0, write.first, self.to_bytes(contexts).to(x.dtype))
+    attend = packed_attention(write, self.decoder.head, x.dtype, causal=True)
+    logits = self.output(self.decoder(self.dropout(x), attend, guides=guides))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.masked_fill(~self.allowed.index_select(0, write.places), -torch.inf)
 
@@ -485,23 +540,16 @@ def paper_sizes(size, head=128, vocabulary=64_000):
     return dict(baseline=parameters(flat) + ends, backbone=parameters(hat.backbone) + hat.first.numel(),
                 encoder=encoder, decoder=decoder)
 
-# %% ../nbs/06_byte_transformer.ipynb #4f6b7b8e
+# %% ../nbs/06_byte_transformer.ipynb #5264948e
+RELEASED = dict(units=4096, layers=32, heads=32, kv_heads=8, hidden=14336, byte_units=1024, byte_layers=6,
+                decoder_layers=4, byte_heads=8, byte_hidden=2816, pooling='query', guide='layers')
+
 def released_parameters():
-    """Parameters of the released 8B conversion: a causal encoder over the byte stream, a latent query that
-    reads each word's bytes, Llama-3.1-8B's blocks, and a decoder guided in every layer."""
-    linear = lambda a, b: nn.Linear(a, b, bias=False)
-    width, units = 1024, 4096
-    with torch.device('meta'):
-        encoder = Transformer(width, 6, 8, hidden=2816).blocks   # neither it nor the backbone has a last norm
-        connector = nn.ModuleList([linear(units, units), linear(width, units), linear(width, units),
-                                   linear(units, units)])
-        backbone = Transformer(units, 32, 32, hidden=14336, kv_heads=8).blocks
-        decoder = Transformer(width, 4, 8, hidden=2816)
-        guide = nn.ModuleList([nn.RMSNorm(width), nn.RMSNorm(units), linear(width, width),
-                               linear(units, width), linear(units, width), linear(width, width)])
-    bytes_in_and_out, latent_and_first = 2 * 256 * width, 2 * units
-    modules = sum(map(parameters, (encoder, connector, backbone, decoder))) + 4 * parameters(guide)
-    return modules + bytes_in_and_out + latent_and_first
+    "Parameters of the released 8B conversion: of `HAT(RELEASED)`, and those of its guides that do nothing."
+    with torch.device('meta'): hat = HAT(HATConfig(**RELEASED))
+    width, units = hat.config.byte_units, hat.config.units
+    idle = width * width + units * width + width   # query, key, the query's norm: a softmax over one key is 1
+    return hat.parameter_count + len(hat.to_bytes) * idle
 
 # %% ../nbs/06_byte_transformer.ipynb #3569c097
 @dataclass(frozen=True)
@@ -692,99 +740,163 @@ def split_prompt(prompt):
     complete = not tokens or prompt.endswith((' ', LINE_END))
     return (tokens, b'') if complete else (tokens[:-1], tokens[-1].encode())
 
-# %% ../nbs/06_byte_transformer.ipynb #c4b06d80
+# %% ../nbs/06_byte_transformer.ipynb #74b447b9
 @patch
-def next_context(self:HAT, state, memory):
-    "The context `(units,)` of the next word of lane 0."
-    config, place = self.config, memory['position'] % self.config.segment_words
-    if not (memory['fresh'] or config.state_reset == 'segment' and place == 0): return state['h'][0]
-    plan = Batch(first=torch.full((1, 1), config.context_words - 1, device=self.device), keep=None)
-    return slide(self.backbone, self.first[None, None], state['past'][:, :, :1], plan)[0][0, 0]
+def _start(self:HAT, state):
+    "Outputs `(lanes, units)` and `past` of the vector that starts a stream, after nothing."
+    plan = Batch(first=torch.full((1, 1), self.config.context_words - 1, device=self.device), keep=None)
+    h, past = slide(self.backbone, self.first.expand(len(state['h']), 1, -1), state['past'], plan)
+    return h[:, 0], past
 
 @patch
-def advance(self:HAT, token, following, state, memory):
-    "The state after a token of lane 0: the encoder reads its bytes, the backbone goes one step."
-    batch = self.prepare([[token]], memory, [following]).to(self.device)
-    contexts, after = self.read_words(batch, state)
+def read_prompt(self:HAT, prompt):
+    "State and memory after `prompt`, and the bytes of its incomplete last word."
+    (state, memory), (tokens, given) = self.begin(1), split_prompt(prompt)
+    if tokens: return self(self.prepare([tokens], memory, [SOME_WORD]).to(self.device), state)[1], memory, given
+    h, past = self._start(state)
+    return dict(state, h=h, past=past), dict(memory, fresh=False, valid=[min(1, past.shape[3])]), given
+
+def join_lanes(states, memories):
+    "One state and memory of many lanes from those of single ones, whatever each has read."
+    slots = max(state['keys'].shape[1] for state in states)
+    keys = [F.pad(state['keys'], (0, 0, 0, slots - state['keys'].shape[1])) for state in states]
+    state = dict(h=torch.cat([s['h'] for s in states]), past=torch.cat([s['past'] for s in states], 2),
+                 keys=torch.cat(keys))
+    lanes = {name: [m[name][0] for m in memories] for name in ('valid', 'before', 'held')}
+    return state, dict(memories[0], **lanes)
+
+# %% ../nbs/06_byte_transformer.ipynb #431aea38
+@patch
+@torch.no_grad()
+def word_table(self:HAT, tokens, most=10_000):
+    "The vectors of the `most` frequent units of `tokens`, by their bytes: they depend on nothing else."
+    units = [unit for unit, _ in Counter(u for u in byte_units([tokens]) if u).most_common(most)]
+    return dict(zip(units, self.encode(pack_units(units).to(self.device))))
+
+@patch
+def advance(self:HAT, tokens, following, state, memory, table):
+    "The state after a token of each lane. `table` gives the vectors of known units, and learns others."
+    batch = self.prepare([[token] for token in tokens], memory, following).to(self.device)
+    units = list(dict.fromkeys(byte_units([[token] for token in tokens], following)))
+    if new := [unit for unit in units if unit not in table]:
+        table.update(zip(new, self.encode(pack_units(new).to(self.device))))
+    contexts, after = self.read_words(batch, state, torch.stack([table[unit] for unit in units]))
     if self.config.cache_slots == 0: return after
     versions = key_versions(contexts, state['keys'], batch.cache.hit, self.config.key_update)
     return dict(after, keys=carry_keys(state['keys'], versions, batch.cache))
 
+@patch
+def next_contexts(self:HAT, state, memory):
+    "The contexts `(lanes, units)` of the next word of each lane."
+    restarts = self.config.state_reset == 'segment' and memory['position'] % self.config.segment_words == 0
+    return self._start(state)[0] if restarts else state['h']
+
 # %% ../nbs/06_byte_transformer.ipynb #cbcc7e14
 def growing_attention(past, head):
-    "Attention of one position `(1, heads, head)` at a time; `past` holds keys and values of each layer."
+    "Attention of one position `(lanes, 1, heads, head)` at a time; `past` holds keys and values of each layer."
     def attend(layer, q, k, v):
         step = past[layer][0].shape[1] if layer in past else 0
         turn = turns(torch.tensor([step], device=q.device), head, q.dtype)
-        new = rotate(k, turn)[None], v[None]
+        new = rotate(k, turn), v
         past[layer] = tuple(map(lambda a, b: torch.cat([a, b], 1), past[layer], new)) if step else new
-        return attention(rotate(q, turn)[None], *past[layer])[0]
+        return attention(rotate(q, turn), *past[layer])
     return attend
 
 @patch
-def byte_steps(self:HAT, context):
-    "A coroutine: logits `(256,)` of the first byte after `context`; then send a byte for those of the next."
-    attend, x = growing_attention({}, self.decoder.head), self.to_bytes(context[None])
-    while True:
-        byte = yield self.output(self.decoder(x, attend))[0]
-        x = self.embedding(torch.tensor([byte], device=self.device))
+def byte_steps(self:HAT, contexts):
+    """A coroutine: logits `(lanes, 256)` of the first bytes after `contexts` `(lanes, units)`; then send the
+    bytes of all lanes, a list, for those of the next."""
+    attend, guides, bytes_ = growing_attention({}, self.decoder.head), None, [WORD] * len(contexts)
+    embed = lambda symbols: self.embedding(torch.tensor(symbols, device=self.device))[:, None]
+    if self.guided: guides = [guide(contexts)[:, None] for guide in self.to_bytes]
+    x = embed(bytes_) if self.guided else self.to_bytes(contexts)[:, None]
+    while True: x = embed((yield self.output(self.decoder(x, attend, guides=guides))[:, 0]))
 
-# %% ../nbs/06_byte_transformer.ipynb #171e108e
+# %% ../nbs/06_byte_transformer.ipynb #0474ca5f
+class Word:
+    """The bytes of a unit while it is written, beginning with `given`. `place` is where it starts; of a
+    `copied` word only the separator is left to draw. Cut `longest` bytes after those given, with a space."""
+    def __init__(self, given, place, copied=False, longest=1000):
+        self.given, self.place, self.copied, self.longest = given, place, copied, longest + len(given)
+        self.unit, self.done = b'', False
+
+    def next(self, logits, allowed, sampler):
+        "Write one byte more, drawn from `logits` `(256,)` where it is not given, and return it."
+        laid = np.frombuffer(bytes([WORD]) + self.unit, np.uint8).astype(np.int64)
+        row = allowed[byte_places(laid, np.array([self.place]))[-1]]
+        if self.copied: row = row & torch.tensor([b in (SPACE, WORD) for b in range(256)], device=row.device)
+        fixed = len(self.unit) < len(self.given)
+        byte = self.given[len(self.unit)] if fixed else sampler.draw(logits.masked_fill(~row, -torch.inf))
+        if byte != WORD: self.unit += bytes([byte])
+        self.done = byte in (WORD, SPACE, NEWLINE)   # the terminator after a separator is certain
+        if not self.done and len(self.unit) >= self.longest:
+            self.unit, self.done = self.unit.decode(errors='ignore').encode() + b' ', True
+        return byte
+
 @patch
-def write_word(self:HAT, context, given, place, temperature, dice, longest=1000, copied=False):
-    """The bytes of a unit that begins with the bytes `given`, drawn one by one; `place` is where it starts.
-    Cut `longest` bytes after those, with a space. Of a `copied` word only the separator is drawn."""
-    steps, unit = self.byte_steps(context), bytearray()
+def write_words(self:HAT, contexts, words, samplers):
+    "Write a `Word` in each lane, after contexts `(lanes, units)`, all of them a byte at a time."
+    steps = self.byte_steps(contexts)
     logits = next(steps)
-    while len(unit) < longest + len(given):
-        laid = np.frombuffer(bytes([WORD]) + unit, np.uint8).astype(np.int64)
-        allowed = self.allowed[byte_places(laid, np.array([place]))[-1]].clone()
-        if copied: allowed[[b for b in range(256) if b not in (SPACE, WORD)]] = False
-        if len(unit) < len(given): byte = given[len(unit)]
-        else: byte = draw(logits.masked_fill(~allowed, -torch.inf), temperature, dice)
-        if byte == WORD: return bytes(unit)
-        unit.append(byte)
-        if byte in (SPACE, NEWLINE): return bytes(unit)   # its terminator is certain
-        logits = steps.send(byte)
-    return unit.decode(errors='ignore').encode() + b' '
+    while True:
+        sent = [WORD if word.done else word.next(row, self.allowed, sampler)
+                for word, row, sampler in zip(words, logits, samplers)]
+        if all(word.done for word in words): return
+        logits = steps.send(sent)
 
-# %% ../nbs/06_byte_transformer.ipynb #6cbfdafd
+# %% ../nbs/06_byte_transformer.ipynb #5b7e1ac5
 @patch
-def _copied(self:HAT, context, state, memory, temperature, dice):
-    "A word drawn from the cache of lane 0, or None if the next one is spelled."
-    config, place = self.config, memory['before'][0]
+def _copied(self:HAT, lane, contexts, state, memory, sampler):
+    "A word drawn from the cache of `lane`, or None if the next one is spelled."
+    config, place, held = self.config, memory['before'][lane], memory['held'][lane]
     emptied = config.cache_reset == 'segment' and memory['position'] % config.segment_words == 0
-    held = {} if config.cache_slots == 0 or emptied or place == BARE else memory['held'][0]
+    if config.cache_slots == 0 or emptied or place == BARE: return None
     if place == SPACED: held = {word: slot for word, slot in held.items() if word != LINE_END}
-    if not held or torch.rand(1, generator=dice) <= self.gate(context)[0].sigmoid().cpu(): return None
-    scores = self.slot_scores(context[None], state['keys'][0, list(held.values())])[0]
-    return list(held)[draw(scores, temperature, dice)]
+    if not held or sampler.toss(self.gate(contexts[lane])[0].sigmoid()): return None
+    scores = self.slot_scores(contexts[lane:lane + 1], state['keys'][lane, list(held.values())])[0]
+    return list(held)[sampler.draw(scores)]
+
+@patch
+def _next_words(self:HAT, state, memory, given, samplers, longest):
+    "The next unit of each lane, which begins with the bytes `given`."
+    contexts, words = self.next_contexts(state, memory), []
+    for lane, (start, sampler) in enumerate(zip(given, samplers)):
+        copied = None if start else self._copied(lane, contexts, state, memory, sampler)
+        words.append(Word(start or (copied or '').encode(), memory['before'][lane], copied is not None, longest))
+        if copied == LINE_END: words[-1].unit, words[-1].done = b'\n', True
+    if not all(word.done for word in words): self.write_words(contexts, words, samplers)
+    return [word.unit for word in words]
 
 # %% ../nbs/06_byte_transformer.ipynb #fee48b17
 @patch
 @torch.no_grad()
-def generate(self:HAT, prompt='', words=50, temperature=1.0, seed=0, longest=1000):
-    """Continue `prompt` by `words` words (line ends count); its last word too, unless a space follows it.
+def generate(self:HAT, prompt='', words=50, temperature=1.0, seed=0, top_p=1.0, stop=None, longest=1000,
+             table=None):
+    """Continue `prompt` by `words` words (line ends count), or up to the word `stop`; its last word too,
+    unless a space follows it. Prompts of a list, of any lengths, go on side by side; none changes another.
 
-    Nothing is computed twice. `temperature` 0 takes the likeliest byte; a word is cut at `longest` bytes."""
-    if temperature < 0: raise ValueError(f'temperature is {temperature}; allowed: a number of at least 0')
-    training, dice = self.training, torch.Generator().manual_seed(seed)
+    Nothing is computed twice; `table` as of `word_table`. See `Sampler`; a word is cut at `longest` bytes."""
+    prompts, table = [prompt] if isinstance(prompt, str) else prompt, dict(table or {})
+    samplers, training = [Sampler(temperature, seed, top_p) for _ in prompts], self.training
+    choices = dict(words=words, temperature=temperature, seed=seed, top_p=top_p, stop=stop, longest=longest)
+    if len(prompts) != 1 and (not prompts or 'segment' in (self.config.state_reset, self.config.cache_reset)):
+        return [self.generate(p, **choices, table=table) for p in prompts]   # lanes start over apart
     self.eval()
-    (state, memory), (tokens, given) = self.begin(1), split_prompt(prompt)
-    if tokens: _, state = self(self.prepare([tokens], memory, [SOME_WORD]).to(self.device), state)
-    written = b''
+    states, memories, given = zip(*map(self.read_prompt, prompts))
+    state, memory = join_lanes(states, memories)
+    written, going = [b''] * len(prompts), [True] * len(prompts)
     for _ in range(words):
-        context, place = self.next_context(state, memory), memory['before'][0]
-        copied = None if given else self._copied(context, state, memory, temperature, dice)
-        if copied == LINE_END: unit = b'\n'
-        else:
-            start = given if copied is None else copied.encode()
-            unit = self.write_word(context, start, place, temperature, dice, longest, copied is not None)
-        written, given = written + unit[len(given):], b''
-        token = unit.decode().rstrip(' ')
-        state = self.advance(token, SOME_WORD if unit.endswith(b' ') else LINE_END, state, memory)
+        units = self._next_words(state, memory, given, samplers, longest)
+        tokens = [unit.decode().rstrip(' ') for unit in units]
+        going = [on and token != stop for on, token in zip(going, tokens)]
+        if not any(going): break
+        written = [w + unit[len(g):] * on for w, unit, g, on in zip(written, units, given, going)]
+        given = [b''] * len(prompts)
+        following = [SOME_WORD if unit.endswith(b' ') else LINE_END for unit in units]
+        state = self.advance(tokens, following, state, memory, table)
     self.train(training)
-    return written.decode().rstrip(' ')
+    texts = [text.decode().rstrip(' ') for text in written]
+    return texts[0] if isinstance(prompt, str) else texts
 
 # %% ../nbs/06_byte_transformer.ipynb #6c90cb42
 @patch
@@ -800,29 +912,34 @@ def _read(self:FlatTransformer, symbols, state, valid):
 # %% ../nbs/06_byte_transformer.ipynb #2730369e
 @patch
 @torch.no_grad()
-def generate(self:FlatTransformer, prompt='', words=50, temperature=1.0, seed=0, longest=1000):
-    """Continue `prompt` by `words` words (line ends count); its last word too, unless a space follows it.
+def generate(self:FlatTransformer, prompt='', words=50, temperature=1.0, seed=0, top_p=1.0, stop=None,
+             longest=1000):
+    """Continue `prompt` by `words` words (line ends count), or up to the word `stop`; its last word too,
+    unless a space follows it. Of a list of prompts, each.
 
     A word is cut at `longest` symbols. `state_reset='segment'` is not followed."""
-    if temperature < 0: raise ValueError(f'temperature is {temperature}; allowed: a number of at least 0')
-    training, dice = self.training, torch.Generator().manual_seed(seed)
+    sampler = Sampler(temperature, seed, top_p)
+    if not isinstance(prompt, str):
+        return [self.generate(p, words, temperature, seed, top_p, stop, longest) for p in prompt]
+    training = self.training
     self.eval()
     tokens, given = split_prompt(prompt)
     read = b''.join(byte_units([tokens], [SOME_WORD])) + given
     symbols = [s for unit in [*byte_units([tokens], [SOME_WORD]), given] if unit for s in self.symbols(unit)]
     (state, valid), size = self._read([self.start, *symbols], self.begin(1)[0], 0), 0
     written, begun = [], len(read) - len(given)
-    while len(written) < words:
-        symbol = draw(self.logits(state['h'], self._next_place(read))[0], temperature, dice)
+    for _ in range(words * (longest + 1)):   # a model may write separators for ever
+        if len(written) >= words or stop in written: break
+        symbol = sampler.draw(self.logits(state['h'], self._next_place(read))[0])
         if size >= longest: symbol = self.symbols(b' ')[0]
         state, valid = self._read([symbol], state, valid)
         read, size = read + self.spelled(symbol), size + 1
         if read.endswith((b' ', b'\n')):
-            written += words_of(read[begun:].decode(errors='ignore'))
+            written += words_of(read[begun:].decode(errors='replace'))
             begun, size = len(read), 0
     self.train(training)
-    text = ' '.join(written[:words]).replace(f' {LINE_END}', LINE_END).replace(f'{LINE_END} ', LINE_END)
-    return text[len(given.decode()):]
+    kept = written[:words]
+    return join_words(kept[:kept.index(stop)] if stop in kept else kept)[len(given.decode()):]
 
 # %% ../nbs/06_byte_transformer.ipynb #9b64a98a
 @patch
@@ -848,7 +965,7 @@ def _next_place(self:SubwordTransformer, read): return None
 def stack_flops(stack, rows, pairs):
     "Operations of a forward pass of `rows` through a stack, with attention over `pairs` of query and key."
     weights = sum(p.numel() for p in stack.parameters() if p.dim() > 1)
-    return 2 * rows * weights + 4 * pairs * len(stack.blocks) * stack.norm.weight.numel()
+    return 2 * rows * weights + 4 * pairs * len(stack.blocks) * stack.units
 
 def packed_pairs(plan): return sum(count * length ** 2 for count, length in plan.groups)
 
@@ -856,7 +973,17 @@ def window_pairs(lanes, count, carried):
     "Pairs that `slide` computes, the hidden ones of its blocks included."
     return sum(lanes * (b - a) * (carried + b - a) for a, b in _blocks_of(count))
 
-# %% ../nbs/06_byte_transformer.ipynb #396dd389
+# %% ../nbs/06_byte_transformer.ipynb #ea3987b1
+@patch
+def _between(self:HAT, read, write):
+    "Operations from encoder to backbone and from backbone to decoder."
+    (d, units), distinct, coded = (self.config.byte_units, self.config.units), len(read.order), len(write.coded)
+    into, out = 2 * distinct * d * units, 2 * coded * units * d
+    if self.config.pooling == 'query':   # keys, values and attention of each row, the query once
+        into = 4 * len(read.symbols) * (d + 1) * units + 2 * (distinct + 1) * units ** 2
+    if self.guided: out = 2 * coded * (units + d) * d * len(self.to_bytes)
+    return into + out
+
 @patch
 def training_flops(self:HAT, batch):
     "Operations of the matrix products of one update on `batch`, attention in full."
@@ -866,8 +993,7 @@ def training_flops(self:HAT, batch):
                + stack_flops(self.decoder, len(write.symbols), packed_pairs(write))
                + stack_flops(self.backbone, batch.lanes * slots,
                              window_pairs(batch.lanes, slots, config.context_words - 1))
-               + 2 * (len(read.order) + len(write.coded)) * config.units * config.byte_units
-               + 2 * len(write.symbols) * config.byte_units * 256)
+               + self._between(read, write) + 2 * len(write.symbols) * config.byte_units * 256)
     if config.cache_slots == 0: return 3 * forward
     own, carried = batch.words * words * config.units, batch.cache.columns * words * config.units
     return 3 * forward + 6 * words * config.units * (3 * config.units + 1) + 4 * carried + 10 * own

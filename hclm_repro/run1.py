@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fastcore.basics import patch
 from .corpus import UNKNOWN
 from .training import (
-    PADDING, RESETS, Batch, Config, Dropout, LanguageModel, Scores, draw, option, reset_points,
+    PADDING, RESETS, Batch, Config, Dropout, LanguageModel, Scores, option, reset_points,
     segment_characters, symbol_nats)
 
 # %% ../nbs/02_run1.ipynb #99a05c3e
@@ -200,30 +200,30 @@ def slots(self:LoopHCLM, state, memory):
     return list(held), torch.stack(list(held.values())) if held else None
 
 @patch
-def _spell_out(self:LoopHCLM, h, temperature, dice, longest):
+def _spell_out(self:LoopHCLM, h, sampler, longest):
     "Draw a word letter by letter from context `h` `(units,)`; cut at `longest` characters."
     carry, symbol, spelled = (h[None, None], torch.zeros_like(h)[None, None]), self.alphabet.start, []
     while len(spelled) < longest:
         hidden, carry = self.decoder(self.embedding(torch.tensor([[symbol]], device=self.device)), carry)
         logits = self.output(hidden[0, 0])
         logits[self.alphabet.line_end if spelled else self.alphabet.terminator] = -torch.inf
-        symbol = draw(logits, temperature, dice)
+        symbol = sampler.draw(logits)
         if symbol == self.alphabet.terminator: break
         spelled.append(symbol)
         if symbol == self.alphabet.line_end: break
     return self.alphabet.decode(spelled)
 
-# %% ../nbs/02_run1.ipynb #3fe9a178
+# %% ../nbs/02_run1.ipynb #70d23657
 @patch
-def sample(self:LoopHCLM, state, memory, temperature, dice, longest=1000):
+def sample(self:LoopHCLM, state, memory, sampler, longest=1000):
     "One word: the gate decides, then a slot is drawn or the word is spelled; cut at `longest` characters."
     config, restart = self.config, memory['position'] % self.config.segment_words == 0
     h = state['h'][0] * (not (restart and config.state_reset == 'segment'))
     emptied = config.cache_slots == 0 or (restart and config.cache_reset == 'segment')
     words, keys = ([], None) if emptied else self.slots(state, memory)
-    if words and torch.rand(1, generator=dice) > self.gate(h)[0].sigmoid().cpu():
-        return words[draw(self.slot_scores(h[None], keys)[0], temperature, dice)]
-    return self._spell_out(h, temperature, dice, longest)
+    if words and not sampler.toss(self.gate(h)[0].sigmoid()):
+        return words[sampler.draw(self.slot_scores(h[None], keys)[0])]
+    return self._spell_out(h, sampler, longest)
 
 # %% ../nbs/02_run1.ipynb #fa6f469f
 def hit_rate(tokens, slots, reset=None):

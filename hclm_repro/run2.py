@@ -143,6 +143,18 @@ def slots(self:HCLM, state, memory):
     held = memory['held'][0]
     return list(held), state['keys'][0, list(held.values())]
 
+# %% ../nbs/04_run2.ipynb #f540a2fb
+@patch
+def training_flops(self:HCLM, batch):
+    "Floating-point operations of the matrix products of one update on `batch`."
+    config, units, words = self.config, self.config.units, batch.lanes * batch.words
+    gates, read, write = 4 * units, len(batch.read.symbols), len(batch.write.symbols)
+    products = ((read + write + 2 * words) * units * gates + write * units * self.alphabet.outputs
+                + 2 * self.alphabet.symbols * config.embedding * gates)
+    if config.cache_slots == 0: return 6 * products
+    own, carried = batch.words * words * units, batch.cache.columns * words * units
+    return 6 * (products + words * units * (3 * units + 1)) + 4 * carried + 10 * own
+
 # %% ../nbs/04_run2.ipynb #1cf9ef2f
 def _gradient_difference(models, losses):
     "Largest difference between two models' gradients, relative to each tensor's largest entry (or NaN)."

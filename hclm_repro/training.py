@@ -5,12 +5,12 @@ and how well does the simplest open-vocabulary model do?"""
 
 # %% auto #0
 __all__ = ['RESETS', 'PADDING', 'MODELS', 'PRESETS', 'option', 'Config', 'CharLSTMConfig', 'Scores', 'Batch', 'LanguageModel',
-           'draw', 'pack', 'project', 'ragged_lstm', 'Dropout', 'symbol_nats', 'CharLSTM', 'reset_points',
-           'segment_characters', 'load_pretrained', 'randomise', 'total_probability', 'cuda_runs', 'pick_device',
-           'pick_precision', 'TrainingConfig', 'learning_rate', 'preset', 'build', 'write_atomically', 'join_processes',
-           'deal', 'Run', 'curve_bpc', 'evaluate', 'keep_memory', 'train', 'code_version', 'hardware', 'peak_megabytes',
-           'write_record', 'results_folder', 'keep', 'load_records', 'run_name', 'kept_runs', 'Experiment',
-           'read_parameters', 'LiveCurve', 'plot_bits']
+           'Sampler', 'join_words', 'pack', 'project', 'ragged_lstm', 'Dropout', 'symbol_nats', 'CharLSTM',
+           'reset_points', 'segment_characters', 'load_pretrained', 'randomise', 'total_probability', 'cuda_runs',
+           'pick_device', 'pick_precision', 'TrainingConfig', 'learning_rate', 'preset', 'build', 'write_atomically',
+           'join_processes', 'deal', 'Run', 'curve_bpc', 'evaluate', 'keep_memory', 'train', 'code_version', 'hardware',
+           'peak_megabytes', 'write_record', 'results_folder', 'keep', 'load_records', 'run_name', 'kept_runs',
+           'Experiment', 'read_parameters', 'LiveCurve', 'plot_bits']
 
 # %% ../nbs/01_training.ipynb #57240244
 import contextlib, ctypes, datetime, hashlib, io, json, math, os, platform, sys, time, typing, warnings
@@ -197,29 +197,52 @@ def score_file(self:LanguageModel, path, segment=None):
     "Yield tables like `score` of a UTF-8 file (`.xz` or plain), `segment` words at a time."
     for table, in self._frames([stream_words(path)], segment): yield table
 
-# %% ../nbs/01_training.ipynb #dae917d6
-def draw(logits, temperature, dice):
-    "An index drawn from a row of `logits` at `temperature`; the largest at temperature 0."
-    if temperature == 0: return int(logits.argmax())
-    return int(torch.multinomial(F.softmax(logits.double().cpu() / temperature, -1), 1, generator=dice))
+# %% ../nbs/01_training.ipynb #6b5b55ac
+class Sampler:
+    """Draws from rows of logits at a temperature (0: the largest), among the likeliest outcomes that first
+    reach `top_p` of the probability together (nucleus sampling; Holtzman et al. 2020)."""
+    def __init__(self, temperature=1.0, seed=0, top_p=1.0):
+        if temperature < 0: raise ValueError(f'temperature is {temperature}; allowed: a number of at least 0')
+        if not 0 < top_p <= 1: raise ValueError(f'top_p is {top_p}; allowed: above 0, at most 1')
+        self.temperature, self.top_p, self.dice = temperature, top_p, torch.Generator().manual_seed(seed)
 
+    def draw(self, logits):
+        "An index of `logits` `(outcomes,)`."
+        if self.temperature == 0: return int(logits.argmax())
+        p = F.softmax(logits.double().cpu() / self.temperature, -1)
+        if self.top_p < 1:
+            ranked, order = p.sort(descending=True)
+            p[order[ranked.cumsum(0) - ranked >= self.top_p]] = 0
+        return int(torch.multinomial(p, 1, generator=self.dice))
+
+    def toss(self, p):
+        "True with probability `p`."
+        return torch.rand(1, generator=self.dice).item() <= float(p)
+
+# %% ../nbs/01_training.ipynb #86a2e104
 @patch
 @torch.no_grad()
-def generate(self:LanguageModel, prompt='', words=50, temperature=1.0, seed=0):
-    "Continue `prompt` by `words` words (line ends count). `temperature` 0 takes the likeliest symbol."
-    if temperature < 0: raise ValueError(f'temperature is {temperature}; allowed: a number of at least 0')
-    training, dice = self.training, torch.Generator().manual_seed(seed)
-    state, memory = self.begin(1)
+def generate(self:LanguageModel, prompt='', words=50, temperature=1.0, seed=0, top_p=1.0, stop=None):
+    """Continue `prompt` by `words` words (line ends count), or up to the word `stop`; of a list, each prompt.
+
+    `temperature` 0 takes the likeliest symbol; see `Sampler`."""
+    sampler = Sampler(temperature, seed, top_p)
+    if not isinstance(prompt, str):
+        return [self.generate(p, words, temperature, seed, top_p, stop) for p in prompt]
+    training, (state, memory) = self.training, self.begin(1)
     self.eval()
     read = lambda tokens: self(self.prepare([tokens], memory).to(self.device), state)[1]
     if tokens := words_of(prompt): state = read(tokens)
     written = []
-    for _ in range(words):
-        written.append(self.sample(state, memory, temperature, dice))
-        state = read(written[-1:])
+    while len(written) < words and (word := self.sample(state, memory, sampler)) != stop:
+        written.append(word)
+        state = read([word])
     self.train(training)
-    text = ' '.join(written).replace(f' {LINE_END}', LINE_END).replace(f'{LINE_END} ', LINE_END)
-    return text.replace(DUMMY, '\u25ca')
+    return join_words(written).replace(DUMMY, '\u25ca')
+
+def join_words(tokens):
+    "The text of `tokens`: spaces between words, none around line ends."
+    return ' '.join(tokens).replace(f' {LINE_END}', LINE_END).replace(f'{LINE_END} ', LINE_END)
 
 # %% ../nbs/01_training.ipynb #7480d20c
 def pack(lengths):
@@ -474,9 +497,17 @@ def forward(self:CharLSTM, batch, state):
     last = lambda x: x.view(lanes, pieces, units)[:, -1].detach()
     return Scores(per_word), dict(h=last(h), c=last(c))
 
-# %% ../nbs/01_training.ipynb #66ffb2a6
+# %% ../nbs/01_training.ipynb #7fc45cf5
 @patch
-def sample(self:CharLSTM, state, memory, temperature, dice, longest=1000):
+def training_flops(self:CharLSTM, batch):
+    "Floating-point operations of the matrix products of one update on `batch`."
+    units, rows, gates = self.config.units, len(batch.targets), 4 * self.config.units
+    table = self.alphabet.symbols * self.config.embedding * gates
+    return 6 * (rows * units * gates + table + rows * units * self.alphabet.outputs)
+
+# %% ../nbs/01_training.ipynb #ac92b9cd
+@patch
+def sample(self:CharLSTM, state, memory, sampler, longest=1000):
     "One word drawn symbol by symbol; cut at `longest` characters."
     every, alphabet = self.config.segment_words, self.alphabet
     cold = self.config.state_reset == 'segment' and memory['position'] % every == 0
@@ -486,7 +517,7 @@ def sample(self:CharLSTM, state, memory, temperature, dice, longest=1000):
         hidden, carry = self.lstm(self.embedding(torch.tensor([[symbol]], device=self.device)), carry)
         logits = self.output(hidden[0, 0])
         logits[alphabet.line_end if spelled else alphabet.terminator] = -torch.inf
-        symbol = draw(logits, temperature, dice)
+        symbol = sampler.draw(logits)
         if symbol == alphabet.terminator: break
         spelled.append(symbol)
         if symbol == alphabet.line_end: break
@@ -846,17 +877,19 @@ def evaluate(model, corpus, split='valid', segment=None):
     """Score one split in one stream.
 
     Returns its counts, total `bits` and `surcharge`, the quotients without the surcharge (as K17),
-    `bpc_exact` with it, and `documents`: characters and bits of each."""
-    started, counts, rows = time.perf_counter(), corpus.counts(split), []
+    `bpc_exact` with it, `documents`: characters and bits of each, and the speller's bits for `terminators`
+    where the model tells them apart."""
+    started, counts, rows, ends = time.perf_counter(), corpus.counts(split), [], 0.0
     for table, in model._frames([iter(corpus.words(split))], segment):
         rows.append(table[['characters', 'bits', 'surcharge']].to_numpy(float))
+        if 'terminator' in table: ends += table.terminator.sum()
     _, bits, surcharge = (rows := np.concatenate(rows)).sum(0)
     lengths = [len(words_of(d)) for d in corpus.documents(split)]
     if len(lengths) < 5:   # no documents to speak of
         lengths = [1000] * (len(rows) // 1000) + [len(rows) % 1000]
     parts = [part.sum(0) for part in np.split(rows, np.cumsum(lengths)[:-1]) if len(part)]
     return dict(split=split, **counts, bits=bits, surcharge=surcharge, **quotients(bits - surcharge, counts),
-                bpc_exact=bits / counts['characters'], seconds=time.perf_counter() - started,
+                bpc_exact=bits / counts['characters'], terminators=ends, seconds=time.perf_counter() - started,
                 documents=[[int(length), round(total - extra, 3)] for length, total, extra in parts])
 
 # %% ../nbs/01_training.ipynb #1f31af5e
