@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['UNKNOWN_BYTE', 'WORD', 'SOME_WORD', 'SPACE', 'NEWLINE', 'FREE', 'SPACED', 'BARE', 'INSIDE', 'DONE', 'TAIL', 'TAIL_E0',
            'TAIL_ED', 'TAIL_F0', 'TAIL_F4', 'TABLE_2', 'RELEASED', 'byte_unit', 'byte_units', 'allowed_bytes',
-           'byte_places', 'place_after', 'unit_places', 'turns', 'rotate', 'attention', 'hidden_units', 'Block',
-           'Transformer', 'pack_units', 'packed_attention', 'plan_window', 'slide', 'empty_past', 'ByteLevel',
+           'byte_places', 'place_within', 'place_after', 'unit_places', 'turns', 'rotate', 'attention', 'hidden_units',
+           'Block', 'Transformer', 'pack_units', 'packed_attention', 'plan_window', 'slide', 'empty_past', 'ByteLevel',
            'TransformerConfig', 'HATConfig', 'Pool', 'Guide', 'HAT', 'parameters', 'paper_sizes', 'released_parameters',
            'ByteTransformerConfig', 'SubwordTransformerConfig', 'FlatTransformer', 'ByteTransformer', 'learn_merges',
            'byte_pairs', 'SubwordTransformer', 'split_prompt', 'join_lanes', 'growing_attention', 'Word', 'stack_flops',
-           'packed_pairs', 'window_pairs', 'flops_per_byte', 'match_hidden', 'word_accuracy']
+           'packed_pairs', 'window_pairs', 'flops_per_byte', 'match', 'word_accuracy', 'comparison_table']
 
-# %% ../nbs/06_byte_transformer.ipynb #40437e1b
+# %% ../nbs/06_byte_transformer.ipynb #a5e82015
 import json
+from bisect import bisect_left
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -89,7 +91,12 @@ def byte_places(symbols, firsts):
     places[symbols == WORD] = firsts
     return places
 
-# %% ../nbs/06_byte_transformer.ipynb #44f8af67
+# %% ../nbs/06_byte_transformer.ipynb #d35984f9
+def place_within(unit, first):
+    "The place after the bytes `unit` of a unit that starts at `first`."
+    symbols = np.frombuffer(bytes([WORD]) + unit, np.uint8).astype(np.int64)
+    return int(byte_places(symbols, np.array([first]))[-1])
+
 def place_after(unit):
     "Where the unit after `unit` starts."
     return SPACED if unit.endswith(b' ') else FREE if unit in (b'\n', bytes([UNKNOWN_BYTE]), b'') else BARE
@@ -166,7 +173,7 @@ class Transformer(nn.Module):
         return self.norm(x if rows is None else x.index_select(0, rows))
 
     def initialise(self, std):
-        "Normal weights; what adds to the residual stream smaller by the number of additions."
+        "Normal weights; those that add to the residual stream smaller by the root of the number of additions."
         for name, p in self.named_parameters():
             last = name.endswith(('out.weight', 'down.weight'))
             if p.dim() > 1: nn.init.normal_(p, std=std / (2 * len(self.blocks)) ** 0.5 if last else std)
@@ -295,7 +302,7 @@ class TransformerConfig(Config):
     state_reset: str = option('epoch', *RESETS)
     segment_words: int = option(64, at_least=1)
     dropout: float = option(0.0, at_least=0, at_most=0.95)
-    init_std: float = option(0.02, above=0)
+    init_std: float = option(0.06, above=0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -327,7 +334,8 @@ class HATConfig(TransformerConfig):
         super().__post_init__()
         _check_heads(self, 'byte_units', 'byte_heads')
         if self.heads % (self.kv_heads or 1):
-            raise ValueError(f'HATConfig: kv_heads is {self.kv_heads}; allowed: a divisor of heads ({self.heads})')
+            raise ValueError(f'HATConfig: kv_heads is {self.kv_heads}; allowed: a divisor of heads, '
+                             f'which is {self.heads}')
 
 # %% ../nbs/06_byte_transformer.ipynb #0b5ceefe
 class Pool(nn.Module):
@@ -365,17 +373,16 @@ class HAT(ByteLevel):
         super().__init__()
         self.setup(config)
         units, width, pooled = config.units, config.byte_units, config.pooling == 'query'
-        stack = lambda *sizes, last_norm=True: Transformer(*sizes, config.dropout, last_norm)
-        byte_stack = lambda layers, last_norm: stack(
-            width, layers, config.byte_heads, config.byte_hidden, None, last_norm=last_norm)
         self.guided = config.guide == 'layers'   # a guide has a norm of its own
+        shape = config.byte_heads, config.byte_hidden, None
         depth = config.decoder_layers or config.byte_layers
         self.embedding = nn.Embedding(256, width)
-        self.encoder, self.decoder = byte_stack(config.byte_layers, not pooled), byte_stack(depth, True)
+        self.encoder = Transformer(width, config.byte_layers, *shape, config.dropout, last_norm=not pooled)
+        self.decoder = Transformer(width, depth, *shape, config.dropout)
         self.to_word = Pool(width, units, config.heads) if pooled else nn.Linear(width, units, bias=False)
         self.first = nn.Parameter(torch.zeros(units))
-        self.backbone = stack(units, config.layers, config.heads, config.hidden, config.kv_heads,
-                              last_norm=not self.guided)
+        self.backbone = Transformer(units, config.layers, config.heads, config.hidden, config.kv_heads,
+                                    config.dropout, last_norm=not self.guided)
         self.to_bytes = (nn.ModuleList(Guide(units, width) for _ in range(depth)) if self.guided
                          else nn.Linear(units, width, bias=False))
         self.output = nn.Linear(width, 256, bias=False)
@@ -450,12 +457,12 @@ def prepare(self:HAT, segment, memory, following=None):
     windows = {valid: window(valid) for valid in set(memory['valid'])}
     first, memory['valid'] = zip(*(windows[valid] for valid in memory['valid']))
     first = np.stack(first if len(windows) > 1 else first[:1])   # mostly, lanes are alike
-    batch = Batch(lanes=lanes, words=count, read=pack_units(list(place)), which=torch.from_numpy(which),
-                  at=torch.from_numpy(at), write=_writing(units, tokens, places),
+    batch = Batch(lanes=lanes, words=count, units=list(place), read=pack_units(list(place)),
+                  which=torch.from_numpy(which), at=torch.from_numpy(at), write=_writing(units, tokens, places),
                   window=Batch(first=torch.from_numpy(first), keep=None),
                   characters=segment_characters(segment))
-    if config.cache_slots != 0:
-        rows = [tokens[i:i + count] for i in range(0, len(tokens), count)]
+    if config.cache_slots != 0:   # a line end is impossible after a space and certain without: not to be held
+        rows = [[PADDING if t == LINE_END else t for t in lane] for lane in segment]
         batch.cache = plan_cache(rows, memory['held'], config.cache_slots, cache_resets)
     return batch
 
@@ -740,6 +747,15 @@ def split_prompt(prompt):
     complete = not tokens or prompt.endswith((' ', LINE_END))
     return (tokens, b'') if complete else (tokens[:-1], tokens[-1].encode())
 
+# %% ../nbs/06_byte_transformer.ipynb #cbc453bf
+@patch
+def read(self:HAT, batch, state, vectors=None):
+    "The state after a batch that is read and not scored; `vectors` of its units, where they are known."
+    contexts, after = self.read_words(batch, state, vectors)
+    if self.config.cache_slots == 0: return after
+    versions = key_versions(contexts, state['keys'], batch.cache.hit, self.config.key_update)
+    return dict(after, keys=carry_keys(state['keys'], versions, batch.cache))
+
 # %% ../nbs/06_byte_transformer.ipynb #74b447b9
 @patch
 def _start(self:HAT, state):
@@ -752,9 +768,11 @@ def _start(self:HAT, state):
 def read_prompt(self:HAT, prompt):
     "State and memory after `prompt`, and the bytes of its incomplete last word."
     (state, memory), (tokens, given) = self.begin(1), split_prompt(prompt)
-    if tokens: return self(self.prepare([tokens], memory, [SOME_WORD]).to(self.device), state)[1], memory, given
-    h, past = self._start(state)
-    return dict(state, h=h, past=past), dict(memory, fresh=False, valid=[min(1, past.shape[3])]), given
+    if tokens: state = self.read(self.prepare([tokens], memory, [SOME_WORD]).to(self.device), state)
+    else:
+        h, past = self._start(state)
+        state, memory = dict(state, h=h, past=past), dict(memory, fresh=False, valid=[min(1, past.shape[3])])
+    return state, memory, given
 
 def join_lanes(states, memories):
     "One state and memory of many lanes from those of single ones, whatever each has read."
@@ -771,19 +789,19 @@ def join_lanes(states, memories):
 def word_table(self:HAT, tokens, most=10_000):
     "The vectors of the `most` frequent units of `tokens`, by their bytes: they depend on nothing else."
     units = [unit for unit, _ in Counter(u for u in byte_units([tokens]) if u).most_common(most)]
-    return dict(zip(units, self.encode(pack_units(units).to(self.device))))
+    training = self.training
+    self.eval()
+    vectors = self.encode(pack_units(units).to(self.device))
+    self.train(training)
+    return dict(zip(units, vectors))
 
 @patch
 def advance(self:HAT, tokens, following, state, memory, table):
     "The state after a token of each lane. `table` gives the vectors of known units, and learns others."
     batch = self.prepare([[token] for token in tokens], memory, following).to(self.device)
-    units = list(dict.fromkeys(byte_units([[token] for token in tokens], following)))
-    if new := [unit for unit in units if unit not in table]:
+    if new := [unit for unit in batch.units if unit not in table]:
         table.update(zip(new, self.encode(pack_units(new).to(self.device))))
-    contexts, after = self.read_words(batch, state, torch.stack([table[unit] for unit in units]))
-    if self.config.cache_slots == 0: return after
-    versions = key_versions(contexts, state['keys'], batch.cache.hit, self.config.key_update)
-    return dict(after, keys=carry_keys(state['keys'], versions, batch.cache))
+    return self.read(batch, state, torch.stack([table[unit] for unit in batch.units]))
 
 @patch
 def next_contexts(self:HAT, state, memory):
@@ -791,9 +809,9 @@ def next_contexts(self:HAT, state, memory):
     restarts = self.config.state_reset == 'segment' and memory['position'] % self.config.segment_words == 0
     return self._start(state)[0] if restarts else state['h']
 
-# %% ../nbs/06_byte_transformer.ipynb #cbcc7e14
+# %% ../nbs/06_byte_transformer.ipynb #0fa9dc93
 def growing_attention(past, head):
-    "Attention of one position `(lanes, 1, heads, head)` at a time; `past` holds keys and values of each layer."
+    "Attention, a position `(lanes, 1, heads, head)` at a time; `past` gathers each layer's keys and values."
     def attend(layer, q, k, v):
         step = past[layer][0].shape[1] if layer in past else 0
         turn = turns(torch.tensor([step], device=q.device), head, q.dtype)
@@ -806,10 +824,10 @@ def growing_attention(past, head):
 def byte_steps(self:HAT, contexts):
     """A coroutine: logits `(lanes, 256)` of the first bytes after `contexts` `(lanes, units)`; then send the
     bytes of all lanes, a list, for those of the next."""
-    attend, guides, bytes_ = growing_attention({}, self.decoder.head), None, [WORD] * len(contexts)
+    attend, guides = growing_attention({}, self.decoder.head), None
     embed = lambda symbols: self.embedding(torch.tensor(symbols, device=self.device))[:, None]
     if self.guided: guides = [guide(contexts)[:, None] for guide in self.to_bytes]
-    x = embed(bytes_) if self.guided else self.to_bytes(contexts)[:, None]
+    x = embed([WORD] * len(contexts)) if self.guided else self.to_bytes(contexts)[:, None]
     while True: x = embed((yield self.output(self.decoder(x, attend, guides=guides))[:, 0]))
 
 # %% ../nbs/06_byte_transformer.ipynb #0474ca5f
@@ -820,38 +838,42 @@ class Word:
         self.given, self.place, self.copied, self.longest = given, place, copied, longest + len(given)
         self.unit, self.done = b'', False
 
-    def next(self, logits, allowed, sampler):
-        "Write one byte more, drawn from `logits` `(256,)` where it is not given, and return it."
-        laid = np.frombuffer(bytes([WORD]) + self.unit, np.uint8).astype(np.int64)
-        row = allowed[byte_places(laid, np.array([self.place]))[-1]]
-        if self.copied: row = row & torch.tensor([b in (SPACE, WORD) for b in range(256)], device=row.device)
-        fixed = len(self.unit) < len(self.given)
-        byte = self.given[len(self.unit)] if fixed else sampler.draw(logits.masked_fill(~row, -torch.inf))
-        if byte != WORD: self.unit += bytes([byte])
-        self.done = byte in (WORD, SPACE, NEWLINE)   # the terminator after a separator is certain
-        if not self.done and len(self.unit) >= self.longest:
-            self.unit, self.done = self.unit.decode(errors='ignore').encode() + b' ', True
-        return byte
+# %% ../nbs/06_byte_transformer.ipynb #6877e878
+@patch
+def draw(self:Word, logits, allowed, sampler):
+    "The next byte, given or drawn from `logits` `(256,)`, those of the table `allowed` only."
+    if len(self.unit) < len(self.given): return self.given[len(self.unit)]
+    row = allowed[place_within(self.unit, self.place)]
+    if self.copied: row = row & torch.tensor([b in (SPACE, WORD) for b in range(256)], device=row.device)
+    return sampler.draw(logits.masked_fill(~row, -torch.inf))
 
+@patch
+def add(self:Word, byte):
+    "Write `byte`; the word is done with a terminator, or a separator, after which that is certain."
+    if byte != WORD: self.unit += bytes([byte])
+    self.done = byte in (WORD, SPACE, NEWLINE)
+    if not self.done and len(self.unit) >= self.longest:
+        self.unit, self.done = self.unit.decode(errors='ignore').encode() + b' ', True
+
+# %% ../nbs/06_byte_transformer.ipynb #b3b7a03d
 @patch
 def write_words(self:HAT, contexts, words, samplers):
     "Write a `Word` in each lane, after contexts `(lanes, units)`, all of them a byte at a time."
-    steps = self.byte_steps(contexts)
-    logits = next(steps)
-    while True:
-        sent = [WORD if word.done else word.next(row, self.allowed, sampler)
-                for word, row, sampler in zip(words, logits, samplers)]
-        if all(word.done for word in words): return
-        logits = steps.send(sent)
+    steps, sent = self.byte_steps(contexts), None
+    while not all(word.done for word in words):
+        logits, sent = steps.send(sent), [WORD] * len(words)
+        for lane, word in enumerate(words):
+            if word.done: continue
+            sent[lane] = word.draw(logits[lane], self.allowed, samplers[lane])
+            word.add(sent[lane])
 
 # %% ../nbs/06_byte_transformer.ipynb #5b7e1ac5
 @patch
 def _copied(self:HAT, lane, contexts, state, memory, sampler):
     "A word drawn from the cache of `lane`, or None if the next one is spelled."
-    config, place, held = self.config, memory['before'][lane], memory['held'][lane]
+    config, held = self.config, memory['held'][lane]
     emptied = config.cache_reset == 'segment' and memory['position'] % config.segment_words == 0
-    if config.cache_slots == 0 or emptied or place == BARE: return None
-    if place == SPACED: held = {word: slot for word, slot in held.items() if word != LINE_END}
+    if config.cache_slots == 0 or emptied or memory['before'][lane] == BARE: return None
     if not held or sampler.toss(self.gate(contexts[lane])[0].sigmoid()): return None
     scores = self.slot_scores(contexts[lane:lane + 1], state['keys'][lane, list(held.values())])[0]
     return list(held)[sampler.draw(scores)]
@@ -862,26 +884,15 @@ def _next_words(self:HAT, state, memory, given, samplers, longest):
     contexts, words = self.next_contexts(state, memory), []
     for lane, (start, sampler) in enumerate(zip(given, samplers)):
         copied = None if start else self._copied(lane, contexts, state, memory, sampler)
-        words.append(Word(start or (copied or '').encode(), memory['before'][lane], copied is not None, longest))
-        if copied == LINE_END: words[-1].unit, words[-1].done = b'\n', True
-    if not all(word.done for word in words): self.write_words(contexts, words, samplers)
+        start = start or (copied or '').encode()
+        words.append(Word(start, memory['before'][lane], copied is not None, longest))
+    self.write_words(contexts, words, samplers)
     return [word.unit for word in words]
 
-# %% ../nbs/06_byte_transformer.ipynb #fee48b17
+# %% ../nbs/06_byte_transformer.ipynb #24d7ddd2
 @patch
-@torch.no_grad()
-def generate(self:HAT, prompt='', words=50, temperature=1.0, seed=0, top_p=1.0, stop=None, longest=1000,
-             table=None):
-    """Continue `prompt` by `words` words (line ends count), or up to the word `stop`; its last word too,
-    unless a space follows it. Prompts of a list, of any lengths, go on side by side; none changes another.
-
-    Nothing is computed twice; `table` as of `word_table`. See `Sampler`; a word is cut at `longest` bytes."""
-    prompts, table = [prompt] if isinstance(prompt, str) else prompt, dict(table or {})
-    samplers, training = [Sampler(temperature, seed, top_p) for _ in prompts], self.training
-    choices = dict(words=words, temperature=temperature, seed=seed, top_p=top_p, stop=stop, longest=longest)
-    if len(prompts) != 1 and (not prompts or 'segment' in (self.config.state_reset, self.config.cache_reset)):
-        return [self.generate(p, **choices, table=table) for p in prompts]   # lanes start over apart
-    self.eval()
+def _continue(self:HAT, prompts, words, samplers, stop, longest, table):
+    "The bytes written after each of `prompts`, all side by side."
     states, memories, given = zip(*map(self.read_prompt, prompts))
     state, memory = join_lanes(states, memories)
     written, going = [b''] * len(prompts), [True] * len(prompts)
@@ -894,9 +905,31 @@ def generate(self:HAT, prompt='', words=50, temperature=1.0, seed=0, top_p=1.0, 
         given = [b''] * len(prompts)
         following = [SOME_WORD if unit.endswith(b' ') else LINE_END for unit in units]
         state = self.advance(tokens, following, state, memory, table)
+    return written
+
+# %% ../nbs/06_byte_transformer.ipynb #fee48b17
+@patch
+@torch.no_grad()
+def generate(self:HAT, prompt='', words=50, temperature=1.0, seed=0, top_p=1.0, stop=None, longest=1000,
+             table=None):
+    """Continue `prompt` by `words` words (line ends count), or up to the word `stop`; its last word too,
+    unless a space follows it. Prompts of a list, of any lengths, go on side by side; none changes another.
+
+    Nothing is computed twice; `table` as of `word_table`. See `Sampler`; a word is cut at `longest` bytes;
+    one that the prompt began is spelled."""
+    if longest < 4: raise ValueError(f'longest is {longest}; allowed: at least 4, the bytes of one character')
+    choices = words, temperature, seed, top_p, stop, longest, table
+    if isinstance(prompt, str): return self.generate([prompt], *choices)[0]
+    prompts, training, texts = list(prompt), self.training, []
+    samplers = [Sampler(temperature, seed, top_p) for _ in prompts]
+    apart = 'segment' in (self.config.state_reset, self.config.cache_reset)   # lanes would start over apart
+    at_once = 1 if apart else max(1, len(prompts))
+    self.eval()
+    for i in range(0, len(prompts), at_once):
+        some = slice(i, i + at_once)
+        texts += self._continue(prompts[some], words, samplers[some], stop, longest, dict(table or {}))
     self.train(training)
-    texts = [text.decode().rstrip(' ') for text in written]
-    return texts[0] if isinstance(prompt, str) else texts
+    return [text.decode().rstrip(' ') for text in texts]
 
 # %% ../nbs/06_byte_transformer.ipynb #6c90cb42
 @patch
@@ -949,9 +982,8 @@ def spelled(self:ByteTransformer, symbol): return bytes([symbol])
 def _next_place(self:ByteTransformer, read):
     "The place after the bytes `read`, `(1,)`."
     cut = max(read.rfind(b' '), read.rfind(b'\n')) + 1
-    laid = np.frombuffer(bytes([WORD]) + read[cut:], np.uint8).astype(np.int64)
     first = SPACED if read[:cut].endswith(b' ') else FREE
-    return torch.from_numpy(byte_places(laid, np.array([first]))[-1:]).to(self.device)
+    return torch.tensor([place_within(read[cut:], first)], device=self.device)
 
 @patch
 def spelled(self:SubwordTransformer, symbol):
@@ -977,13 +1009,14 @@ def window_pairs(lanes, count, carried):
 @patch
 def _between(self:HAT, read, write):
     "Operations from encoder to backbone and from backbone to decoder."
-    (d, units), distinct, coded = (self.config.byte_units, self.config.units), len(read.order), len(write.coded)
+    d, units, distinct, coded = self.config.byte_units, self.config.units, len(read.order), len(write.coded)
     into, out = 2 * distinct * d * units, 2 * coded * units * d
     if self.config.pooling == 'query':   # keys, values and attention of each row, the query once
         into = 4 * len(read.symbols) * (d + 1) * units + 2 * (distinct + 1) * units ** 2
     if self.guided: out = 2 * coded * (units + d) * d * len(self.to_bytes)
     return into + out
 
+# %% ../nbs/06_byte_transformer.ipynb #396dd389
 @patch
 def training_flops(self:HAT, batch):
     "Operations of the matrix products of one update on `batch`, attention in full."
@@ -1008,19 +1041,18 @@ def training_flops(self:FlatTransformer, batch):
 
 # %% ../nbs/06_byte_transformer.ipynb #d658a9b9
 def flops_per_byte(model, tokens, lanes, segments=4):
-    "Operations of training on a byte of text, over the first segments of `tokens` in `lanes` lanes."
-    state, memory = model.begin(lanes)
+    "Operations of training on a byte of `tokens` in `lanes` lanes, over the first segments, caches full."
+    (_, memory), slots = model.begin(lanes), getattr(model.config, 'cache_slots', 0) or 0
+    for held in memory.get('held', ()): held.update((f'{i} ', i) for i in range(slots))
     parts = [segment for segment, _ in zip(Lanes(tokens, lanes, model.config.segment_words), range(segments))]
     total = sum(model.training_flops(model.prepare(segment, memory)) for segment in parts)
     return total / sum(len(unit) for segment in parts for unit in byte_units(segment))
 
-def match_hidden(kind, config, target, corpus, training):
-    "`config` with the feed-forward width whose operations per byte come closest to `target`."
-    def cost(hidden):
-        model = kind(replace(config, hidden=hidden))
-        return flops_per_byte(model, corpus.words('train'), training.lanes)
-    low, high = cost(8), cost(16)
-    return replace(config, hidden=max(1, round(8 + 8 * (target - low) / (high - low))))
+def match(config, size, target, cost):
+    "`config` with the width `size`, the name of a field, at which `cost(config)` comes closest to `target`."
+    sized = lambda width: replace(config, **{size: width})
+    above = bisect_left(range(1 << 12), target, lo=8, key=lambda width: cost(sized(width)))
+    return min((sized(width) for width in (above - 1, above)), key=lambda c: abs(cost(c) - target))
 
 # %% ../nbs/06_byte_transformer.ipynb #6e5b415d
 @patch
@@ -1045,10 +1077,12 @@ def words_right(self:FlatTransformer, batch, state):
 def word_accuracy(model, tokens, lanes=8):
     "Share of the words of `tokens`, line ends left out, that are right in every byte (paper, §4.1)."
     model.eval()
-    lines, right, total = Lanes(tokens, min(lanes, len(tokens)), model.config.segment_words), 0, 0
-    state, memory = model.begin(lines.lanes)
-    for segment in lines:
-        hits, which, state = model.words_right(model.prepare(segment, memory).to(model.device), state)
+    lanes, right, total = min(lanes, len(tokens)), 0, 0
+    lines = [*Lanes(tokens, lanes, model.config.segment_words)]
+    state, memory = model.begin(lanes)
+    for segment, after in zip(lines, [*lines[1:], [[None]] * lanes]):
+        batch = model.prepare(segment, memory, [lane[0] for lane in after]).to(model.device)
+        hits, which, state = model.words_right(batch, state)
         words = torch.tensor([t != LINE_END for lane in segment for t in lane], device=model.device)[which]
         right, total = right + int((hits & words).sum()), total + int(words.sum())
     model.train()
@@ -1065,10 +1099,33 @@ _SIZES = dict(
     wt2=(dict(units=512, layers=6, heads=8, byte_units=192, byte_layers=3, byte_heads=6, context_words=256),
          dict(units=256, layers=4, heads=4), dict(units=512, layers=6, heads=8, vocabulary=8000)))
 
-# %% ../nbs/06_byte_transformer.ipynb #4fc7913b
-_LESS = dict(tiny=dict(words=1_600), smoke=dict(words=205_000, lr=3e-3), quick=dict(words=1_000_000, lr=2e-3),
-             wt2=dict(lr=1e-3))
-for name, (hat, flat, subwords) in _SIZES.items():
-    shared = dict(segment_words=16 if name == 'tiny' else 64, lanes=4 if name == 'tiny' else 8) | _LESS[name]
-    for model, sizes in zip(('HAT', 'ByteTransformer', 'SubwordTransformer'), (hat, flat, subwords)):
-        PRESETS[name][model] = sizes | shared
+# %% ../nbs/06_byte_transformer.ipynb #64802c3a
+_LESS = dict(tiny=dict(words=1_600, segment_words=16, lanes=4),
+             smoke=dict(words=205_000, lr=3e-3, dropout=0.0),
+             quick=dict(words=1_000_000, lr=2e-3, dropout=0.0, precision='bf16'), wt2=dict(lr=1e-3))
+def _add_presets():
+    for name, sizes in _SIZES.items():
+        shared = dict(segment_words=64, lanes=8) | _LESS[name]
+        for model, own in zip(('HAT', 'ByteTransformer', 'SubwordTransformer'), sizes):
+            PRESETS[name][model] = own | shared
+
+_add_presets()
+
+# %% ../nbs/06_byte_transformer.ipynb #ba8b565a
+def comparison_table(records, accuracy):
+    """A row for each model of `records`, {(model, seed): record}: means over seeds, surcharges included, the
+    range of bits per character, the speller's bits per character of [W], where it writes one that is told
+    apart, and the word `accuracy` of models that have one."""
+    rows = []
+    for (name, _), record in records.items():
+        valid = record['valid']
+        rows.append(dict(model=name, bpc=valid['bpc_exact'], a_byte=valid['bits'] / valid['bytes'],
+                         ends=(valid.get('terminators') or np.nan) / valid['characters'],
+                         speed=record['words_per_second']))
+    groups = pd.DataFrame(rows).groupby('model', sort=False)
+    means, low, high = groups.mean(), groups.bpc.min(), groups.bpc.max()
+    return pd.DataFrame({
+        'valid bpc': means.bpc.round(3), 'range': [f'{a:.3f}–{b:.3f}' for a, b in zip(low, high)],
+        'bits of [W]': means.ends.round(3), 'bits a byte': means.a_byte.round(3),
+        'word accuracy': pd.Series(accuracy).reindex(means.index).round(3),
+        'words/s': means.speed.round().astype(int), 'seeds': groups.size()})

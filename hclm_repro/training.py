@@ -216,7 +216,8 @@ class Sampler:
         return int(torch.multinomial(p, 1, generator=self.dice))
 
     def toss(self, p):
-        "True with probability `p`."
+        "True with probability `p`; at temperature 0, whether that is the likelier."
+        if self.temperature == 0: return float(p) >= 0.5
         return torch.rand(1, generator=self.dice).item() <= float(p)
 
 # %% ../nbs/01_training.ipynb #86a2e104
@@ -878,7 +879,7 @@ def evaluate(model, corpus, split='valid', segment=None):
 
     Returns its counts, total `bits` and `surcharge`, the quotients without the surcharge (as K17),
     `bpc_exact` with it, `documents`: characters and bits of each, and the speller's bits for `terminators`
-    where the model tells them apart."""
+    (None where the model does not tell them apart)."""
     started, counts, rows, ends = time.perf_counter(), corpus.counts(split), [], 0.0
     for table, in model._frames([iter(corpus.words(split))], segment):
         rows.append(table[['characters', 'bits', 'surcharge']].to_numpy(float))
@@ -889,7 +890,7 @@ def evaluate(model, corpus, split='valid', segment=None):
         lengths = [1000] * (len(rows) // 1000) + [len(rows) % 1000]
     parts = [part.sum(0) for part in np.split(rows, np.cumsum(lengths)[:-1]) if len(part)]
     return dict(split=split, **counts, bits=bits, surcharge=surcharge, **quotients(bits - surcharge, counts),
-                bpc_exact=bits / counts['characters'], terminators=ends, seconds=time.perf_counter() - started,
+                bpc_exact=bits / counts['characters'], terminators=ends or None, seconds=time.perf_counter() - started,
                 documents=[[int(length), round(total - extra, 3)] for length, total, extra in parts])
 
 # %% ../nbs/01_training.ipynb #1f31af5e
