@@ -458,7 +458,8 @@ def prepare(self:HAT, segment, memory, following=None):
     first, memory['valid'] = zip(*(windows[valid] for valid in memory['valid']))
     first = np.stack(first if len(windows) > 1 else first[:1])   # mostly, lanes are alike
     batch = Batch(lanes=lanes, words=count, units=list(place), read=pack_units(list(place)),
-                  which=torch.from_numpy(which), at=torch.from_numpy(at), write=_writing(units, tokens, places),
+                  which=torch.from_numpy(which), at=torch.from_numpy(at),
+                  write=_writing(units, tokens, places),
                   window=Batch(first=torch.from_numpy(first), keep=None),
                   characters=segment_characters(segment))
     if config.cache_slots != 0:   # a line end is impossible after a space and certain without: not to be held
@@ -1113,19 +1114,20 @@ _add_presets()
 
 # %% ../nbs/06_byte_transformer.ipynb #ba8b565a
 def comparison_table(records, accuracy):
-    """A row for each model of `records`, {(model, seed): record}: means over seeds, surcharges included, the
-    range of bits per character, the speller's bits per character of [W], where it writes one that is told
-    apart, and the word `accuracy` of models that have one."""
+    """A row for each model of `records`, {(model, seed): record}: means over seeds. Bits per character without
+    and with (`exact`) the surcharge, their range with it, those of [W] where the speller tells them apart, bits
+    a byte, the word `accuracy` of models that have one."""
     rows = []
     for (name, _), record in records.items():
         valid = record['valid']
-        rows.append(dict(model=name, bpc=valid['bpc_exact'], a_byte=valid['bits'] / valid['bytes'],
-                         ends=(valid.get('terminators') or np.nan) / valid['characters'],
-                         speed=record['words_per_second']))
+        ends = (valid.get('terminators') or np.nan) / valid['characters']
+        rows.append(dict(model=name, bpc=valid['bpc'], exact=valid['bpc_exact'], ends=ends,
+                         a_byte=valid['bits'] / valid['bytes'], speed=record['words_per_second']))
     groups = pd.DataFrame(rows).groupby('model', sort=False)
-    means, low, high = groups.mean(), groups.bpc.min(), groups.bpc.max()
+    means, low, high = groups.mean(), groups.exact.min(), groups.exact.max()
     return pd.DataFrame({
-        'valid bpc': means.bpc.round(3), 'range': [f'{a:.3f}–{b:.3f}' for a, b in zip(low, high)],
+        'valid bpc': means.bpc.round(3), 'exact': means.exact.round(3),
+        'range': [f'{a:.3f}–{b:.3f}' for a, b in zip(low, high)],
         'bits of [W]': means.ends.round(3), 'bits a byte': means.a_byte.round(3),
         'word accuracy': pd.Series(accuracy).reindex(means.index).round(3),
         'words/s': means.speed.round().astype(int), 'seeds': groups.size()})

@@ -216,8 +216,7 @@ class Sampler:
         return int(torch.multinomial(p, 1, generator=self.dice))
 
     def toss(self, p):
-        "True with probability `p`; at temperature 0, whether that is the likelier."
-        if self.temperature == 0: return float(p) >= 0.5
+        "True with probability `p`, whatever the temperature."
         return torch.rand(1, generator=self.dice).item() <= float(p)
 
 # %% ../nbs/01_training.ipynb #86a2e104
@@ -733,7 +732,8 @@ def _same(self:Run, other):
     mine, theirs = flat(self.identity), flat(other)
     for name, value in mine.items():
         if name not in theirs or value != theirs[name]:
-            raise ValueError(f'{self.folder} holds a run with {name} = {theirs.get(name)!r}, not {value!r}; '
+            held = theirs.get(name, 'nothing')
+            raise ValueError(f'{self.folder} holds a run with {name} = {held!r}, not {value!r}; '
                              'allowed: the same settings, another out_dir, or delete that folder')
 
 # %% ../nbs/01_training.ipynb #9e310cac
