@@ -1,7 +1,7 @@
 """Where does text come from, how is it read in training, and how hard is it to predict?"""
 
 __all__ = ['SPLITS', 'CORPORA', 'Corpus', 'Lanes', 'segment_characters', 'compressor_bits', 'compressor_quotients', 'synthetic',
-           'reuse_distance', 'read_text', 'stream_words', 'document_starts', 'online', 'load_corpus']
+           'reuse_distance', 'read_text', 'document_starts', 'online', 'load_corpus']
 
 # %%
 import bz2, hashlib, lzma, os, re, socket, threading
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from hclm_repro.text import LINE_END, PADDING, UNKNOWN, characters, join_words, quotients, split_words
+from hclm_repro.text import LINE_END, PADDING, UNKNOWN, characters, join_words, opener, quotients, split_words
 
 # %%
 SPLITS = ('train', 'valid', 'test')
@@ -224,37 +224,15 @@ def reuse_distance(tokens):
     return distances
 
 # %%
-def _opener(path):
-    "The function that opens `path`, compressed or not."
-    return lzma.open if Path(path).suffix == '.xz' else open
-
 def read_text(path) -> str:
     "The text of a UTF-8 file, `.xz` or plain. Raises `ValueError` if it is empty or not UTF-8."
-    with _opener(path)(path, 'rb') as file: data = file.read()
+    with opener(path)(path, 'rb') as file: data = file.read()
     try: text = data.decode('utf-8')
     except UnicodeDecodeError as error:
         fault = f'{path} is not UTF-8 text (byte {error.start})'
         raise ValueError(f'{fault}; allowed: a UTF-8 file, plain or .xz') from None
     if not text: raise ValueError(f'{path} is empty; allowed: a UTF-8 file with at least one word')
     return text
-
-# %%
-def stream_words(path, block:int=1 << 16):
-    """The tokens of a UTF-8 file (`.xz` or plain) one by one, reading `block` characters at a time.
-
-    Raises `ValueError` if the file is not UTF-8."""
-    rest = ''
-    with _opener(path)(path, 'rt', encoding='utf-8', newline=LINE_END) as file:
-        try:
-            while piece := file.read(block):
-                rest += piece
-                cut = max(rest.rfind(' '), rest.rfind(LINE_END)) + 1
-                yield from split_words(rest[:cut])
-                rest = rest[cut:]
-        except UnicodeDecodeError as error:
-            fault = f'{path} is not UTF-8 text ({error.reason})'
-            raise ValueError(f'{fault}; allowed: a UTF-8 file, plain or .xz') from None
-    yield from split_words(rest)
 
 # %%
 _HEADING = re.compile(r'(?m)^ ?\n(?= ?= [^=\n].* = ?\n ?\n)')
@@ -403,5 +381,5 @@ def load_corpus(name:str, data_dir:str=None, splits=SPLITS) -> Corpus:
     return corpus
 
 # %%
-from hclm_repro.text import DUMMY, TERMINATOR, Alphabet, canonical   # for the old modules, until they are rewritten
+from hclm_repro.text import DUMMY, TERMINATOR, Alphabet, canonical, stream_words   # for the old modules, until they are rewritten
 words = split_words

@@ -1,12 +1,14 @@
 """What does one character of text cost? Before a model can answer, we must agree on what is counted."""
 
 __all__ = ['LINE_END', 'PADDING', 'UNKNOWN', 'DUMMY', 'TERMINATOR', 'split_words', 'join_words', 'canonical', 'characters',
-           'Alphabet', 'quotients']
+           'opener', 'stream_words', 'Alphabet', 'quotients']
 
 # %%
+import lzma
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
@@ -58,6 +60,28 @@ def characters(tokens, following:str=None):
         else: length = len(token) + 1
         lengths.append(length)
     return np.array(lengths, dtype=np.int64)
+
+# %%
+def opener(path):
+    "The function that opens the file `path`: `lzma.open` if it ends in `.xz`, else `open`."
+    return lzma.open if Path(path).suffix == '.xz' else open
+
+def stream_words(path, block:int=1 << 16):
+    """The tokens of a UTF-8 file (`.xz` or plain) one by one, reading `block` characters at a time.
+
+    Raises `ValueError` if the file is not UTF-8."""
+    rest = ''
+    with opener(path)(path, 'rt', encoding='utf-8', newline=LINE_END) as file:
+        try:
+            while piece := file.read(block):
+                rest += piece
+                cut = max(rest.rfind(' '), rest.rfind(LINE_END)) + 1
+                yield from split_words(rest[:cut])
+                rest = rest[cut:]
+        except UnicodeDecodeError as error:
+            fault = f'{path} is not UTF-8 text ({error.reason})'
+            raise ValueError(f'{fault}; allowed: a UTF-8 file, plain or .xz') from None
+    yield from split_words(rest)
 
 # %%
 @dataclass(frozen=True)
