@@ -1,7 +1,8 @@
 __version__ = "0.1.0"
 
-from .corpus import Alphabet, Corpus, canonical, load_corpus, quotients, synthetic
-from .training import CharLSTM, CharLSTMConfig, LanguageModel, TrainingConfig, build, evaluate, keep, load_pretrained, load_records, preset, train
+from .text import Alphabet, canonical, quotients
+from .corpus import Corpus, load_corpus, synthetic
+from .model import LanguageModel, load_pretrained
 from .run1 import HCLMConfig, LoopHCLM
+from .recurrence import CharLSTM, CharLSTMConfig
 from .run2 import HCLM, with_choices
-from .hat import ByteTransformer, HAT, HATConfig, SubwordTransformer
