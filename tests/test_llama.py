@@ -1,11 +1,11 @@
-"""The transformer block of chapter 06 computes what the Llama layer of `transformers` does."""
+"""The transformer block of chapter 06a computes what the Llama layer of `transformers` does."""
 import pytest
 import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from hclm_repro.hat import Block, attention, rotate, turns
-from hclm_repro.training import randomise
+from hclm_repro.transformer import Block, attention, rotate, turns
+from hclm_repro.model import randomise
 
 UNITS, HEADS, HIDDEN, POSITIONS = 64, 4, 96, 11
 
