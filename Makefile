@@ -13,6 +13,8 @@ unexport PYTHONPATH PYTHONHOME JUPYTER_PATH MPLBACKEND
 export JUPYTER_PREFER_ENV_PATH := 1
 # The profiler's own log would be stored with the figures.
 export KINETO_LOG_LEVEL := 99
+# A thread that waits for others sleeps. By default it spins, and beside a busy process all wait for each other.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: ablation test notebooks keep clean
 
@@ -21,10 +23,11 @@ ablation: .venv/.installed
 	$(PY) -m papermill nbs/05_ablation.ipynb out.ipynb $(PARAMETERS) -p out_dir $(OUT_DIR)
 	@cat $(OUT_DIR)/table.txt
 
+# Side by side, a process for each core.
 test: .venv/.installed
-	TQDM_DISABLE=1 $(PY) -m pytest
+	TQDM_DISABLE=1 $(PY) -m pytest -n logical --maxprocesses 8 --dist worksteal
 
-# All chapters, or some: make notebooks NB="nbs/04_run2.ipynb"
+# All chapters, or some: make notebooks NB="nbs/04b_run2.ipynb"
 notebooks: .venv/.installed
 	$(BIN)/nbdev-export
 	TQDM_DISABLE=1 $(PY) tools/book.py execute $(NB)
@@ -33,7 +36,7 @@ notebooks: .venv/.installed
 
 keep: .venv/.installed
 	$(if $(RUN),,$(error say which run: make keep RUN=runs/NAME))
-	$(PY) -c "from hclm_repro.training import keep; print(keep('$(RUN)'))"
+	$(PY) -c "from hclm_repro.experiment import keep; print(keep('$(RUN)'))"
 
 clean:
 	rm -rf .venv build dist _proc out.ipynb .pytest_cache *.egg-info

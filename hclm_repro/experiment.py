@@ -199,83 +199,79 @@ def travels(self:Job) -> bool:
     return named and module.__name__ != '__main__' and pick_device(self.device).type == 'cpu'
 
 # %%
-def _tell(pipe, message):
-    pickle.dump(message, pipe)
-    pipe.flush()
-
 def _work():
-    "A worker process: reads a job from its standard input, writes what happens to its standard output."
+    "A worker process: reads a job from its standard input, writes (kind, value) to its standard output."
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # the parent, which gets it too, ends its workers
     pipe = os.fdopen(os.dup(1), 'wb')
     os.dup2(2, 1)                                  # what a model prints is no message
-    sys.path[:] = pickle.load(sys.stdin.buffer)    # from here on the job's class can be found
-    job = pickle.load(sys.stdin.buffer)
+    sys.path[:] = pickle.load(sys.stdin.buffer)    # from here on the class of the job can be found
+    job = Job(**pickle.load(sys.stdin.buffer))
 
-    def watch(run): _tell(pipe, Progress(run.folder, run.step, run.steps, run.curve, run.record))
-    try: _tell(pipe, job.run(watch))
+    def tell(kind, value):
+        pickle.dump((kind, value), pipe)
+        pipe.flush()
+    def watch(run):
+        tell('progress', {f.name: getattr(run, f.name) for f in fields(Progress)})
+    try: tell('record', job.run(watch))
     except Exception as error:
         try: pickle.loads(pickle.dumps(error))
         except Exception: error = RuntimeError(f'{type(error).__name__}: {error}')
-        _tell(pipe, error)
+        tell('error', error)
 
 # %%
 class Worker:
-    "A process that does a `Job`. What it tells is put into `inbox` as (worker, message), None at its end."
+    "A process that does a `Job`. What it tells is put into `inbox` as (worker, kind, value), kind 'end' at last."
     def __init__(self, job, inbox):
         self.job = job
         self.inbox = inbox
         command = [sys.executable, '-c', 'from hclm_repro import experiment; experiment._work()']
-        package = str(Path(__file__).resolve().parent.parent)
-        paths = [package, os.environ.get('PYTHONPATH', '')]
-        env = dict(os.environ, TQDM_DISABLE='1', PYTHONPATH=os.pathsep.join(filter(None, paths)))
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.environment())
         threading.Thread(target=self.listen, daemon=True).start()
 
-    def listen(self):
-        try:
-            with self.process.stdin as pipe:
-                pickle.dump(sys.path, pipe)
-                pickle.dump(self.job, pipe)
-            while True: self.inbox.put((self, pickle.load(self.process.stdout)))
-        except (EOFError, OSError, pickle.UnpicklingError): pass
-        self.inbox.put((self, None))
+    def environment(self):
+        "Variables of the process: it finds this package, and draws no bars."
+        from hclm_repro import __file__ as package
+        paths = [str(Path(package).resolve().parent.parent), os.environ.get('PYTHONPATH')]
+        return dict(os.environ, TQDM_DISABLE='1', PYTHONPATH=os.pathsep.join(filter(None, paths)))
 
 # %%
+@patch
+def listen(self:Worker):
+    "Hand over the job, then pass on what is told until the process ends."
+    try:
+        with self.process.stdin as pipe:
+            pickle.dump(sys.path, pipe)
+            pickle.dump(vars(self.job), pipe)
+        while True: self.inbox.put((self, *pickle.load(self.process.stdout)))
+    except (EOFError, OSError, pickle.UnpicklingError): pass
+    self.inbox.put((self, 'end', self.process.wait()))
+
 @patch
 def stop(self:Worker):
     "End the process, whatever it does."
     self.process.kill()
     self.process.wait()
 
-@patch
-def fault(self:Worker):
-    "The error of a process that ended without a word."
-    code = self.process.wait()
-    return RuntimeError(f'the process of {self.job.folder} ended with exit code {code}; '
-                        'allowed: start it again, it resumes from its last checkpoint')
-
 # %%
 def _side_by_side(jobs, processes, watch):
-    "Records of `jobs`, by their places {place: record}, at most `processes` of them at a time."
+    "Records of `jobs` {place: job}, by place; at most `processes` of them at a time."
     inbox = queue.Queue()
     waiting = list(jobs.items())
-    places, records = {}, {}
+    working, records = {}, {}
     try:
         while len(records) < len(jobs):
-            while waiting and len(places) < processes:
+            while waiting and len(working) < processes:
                 place, job = waiting.pop(0)
-                places[Worker(job, inbox)] = place
-            worker, message = inbox.get()
-            if worker not in places: continue   # its last word was the record
-            if isinstance(message, Progress):
-                if watch: watch(message)
-                continue
-            if message is None: message = worker.fault()
-            if isinstance(message, Exception): raise message
-            records[places.pop(worker)] = message
-            worker.process.wait()
+                working[Worker(job, inbox)] = place
+            worker, kind, value = inbox.get()
+            if kind == 'record': records[working.pop(worker)] = value
+            elif kind == 'error': raise value
+            elif kind == 'progress' and watch: watch(Progress(**value))
+            elif kind == 'end' and worker in working:
+                raise RuntimeError(f'the process of {worker.job.folder} ended with code {value} and no word; '
+                                   'allowed: start it again, it resumes from its last checkpoint')
     finally:
-        for worker in places: worker.stop()
+        for worker in working: worker.stop()
     return records
 
 # %%

@@ -25,7 +25,6 @@ def cuda_runs(capability, built) -> bool:
         if kind == 'sm' and number <= have and number // 10 == capability[0]: return True
     return False
 
-# %%
 def _no_kernels(capability, built):
     "The sentence about a card that this torch cannot use."
     fault = (f'{torch.cuda.get_device_name()} has capability {capability[0]}.{capability[1]}, '
@@ -34,6 +33,7 @@ def _no_kernels(capability, built):
                '(torch==2.7.1 is the last default wheel for a P100)')
     return f'{fault}; allowed: {allowed}'
 
+# %%
 def pick_device(name:str='auto') -> torch.device:
     """A `torch.device` for 'auto', 'cpu' or 'cuda'. Under `torchrun` each process takes a card of its own.
 

@@ -281,7 +281,9 @@ def restore(self:TrainingRun):
     self.wait()
     finished = self.folder / 'record.json'
     path = self.folder / 'checkpoint.pt'
-    if finished.exists(): self.record = json.loads(finished.read_text())
+    if finished.exists():
+        self.record = json.loads(finished.read_text())
+        self.steps, self.curve = self.record['steps'], self.record['curve']
     elif path.exists(): self.load(torch.load(path, map_location=self.device, weights_only=True))
 
 # %%
@@ -513,15 +515,14 @@ def finish(self:TrainingRun, watch=None) -> dict:
     "The record, with the best weights in the model; a run that had none yet is concluded."
     new = self.record is None
     if new: self.save()
-    if new and self.rank == 0:
-        self.conclude()
-        if watch: watch(self)
+    if new and self.rank == 0: self.conclude()
     self.wait()
     if self.rank > 0 or not new:
         best = load_pretrained(self.folder / 'model')
         self.model.load_state_dict(best.state_dict())
     if self.record is None: self.record = json.loads((self.folder / 'record.json').read_text())
     self.model.eval()
+    if watch and self.rank == 0: watch(self)
     return self.record
 
 # %%
@@ -539,8 +540,8 @@ def train(model, corpus, config:TrainingConfig, folder, watch=None) -> dict:
     """Train `model` on `corpus.train` in `folder`, resuming from a checkpoint there. Returns the record.
 
     The weights that did best on valid end up in `model`, which is left in evaluation mode, and in
-    `folder/model`; `watch(run)` is called after each evaluation and checkpoint. Lets the process keep its
-    memory (see `keep_memory`). Under `torchrun` the processes share the lanes, and the folder; the first one
+    `folder/model`; `watch(run)` is called after each evaluation and checkpoint and at the end. Lets the
+    process keep its memory (see `keep_memory`). Under `torchrun` the processes share the lanes, and the folder; the first one
     evaluates, writes and watches."""
     keep_memory()
     run = TrainingRun(model, corpus, config, folder)

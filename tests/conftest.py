@@ -1,8 +1,10 @@
-import shutil
+import os, shutil
 from pathlib import Path
 
 import pytest
 from common import root
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')   # tests run side by side; what they start takes it from here
 
 
 @pytest.fixture

@@ -7,20 +7,20 @@ program = '''
 import sys
 from hclm_repro import HCLM, HCLMConfig, TrainingConfig, build, load_corpus, train
 corpus = load_corpus('synthetic')
-training = TrainingConfig(lanes=4, words=4 * 6 * 60, evaluations=3, curve_words=200, sample_words=4, save_seconds=0, score_valid=False)
+training = TrainingConfig(lanes=4, word_budget=4 * 6 * 60, evaluations=3, curve_words=200, sample_words=4, save_seconds=0, score_valid=False)
 config = HCLMConfig(units=12, embedding=5, dropout=0.2, segment_words=6, cache_slots=20)
 train(build(HCLM, config, corpus, training), corpus, training, sys.argv[1])
 '''
 
 
 def start(folder):
-    env = {**os.environ, 'TQDM_DISABLE': '1', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(root)}
+    env = {**os.environ, 'TQDM_DISABLE': '1', 'PYTHONPATH': str(root)}
     return subprocess.Popen([sys.executable, '-c', program, str(folder)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finished(folder):
     process = start(folder)
-    assert process.wait(120) == 0, process.stderr.read().decode()[-2000:]
+    assert process.wait(3600) == 0, process.stderr.read().decode()[-2000:]
     return torch.load(folder/'checkpoint.pt', weights_only=True)
 
 
