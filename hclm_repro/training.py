@@ -1,4 +1,4 @@
-"""How does one train for hours so that a kill costs a minute and changes no bit of the result?"""
+"""How does a training run survive a kill?"""
 
 # %%
 import ast
