@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['UNKNOWN_BYTE', 'WORD_BYTE', 'SPACE', 'NEWLINE', 'SPECIAL', 'A_WORD', 'FREE', 'SPACED', 'BARE', 'INSIDE', 'DONE',
            'TAIL', 'TAIL_E0', 'TAIL_ED', 'TAIL_F0', 'TAIL_F4', 'TABLE_2', 'RELEASED', 'byte_chunk', 'followed_by_space',
-           'byte_chunks', 'allowed_bytes', 'byte_places', 'lay', 'place_within', 'place_after', 'SegmentBytes',
+           'byte_chunks', 'allowed_bytes', 'lay', 'byte_places', 'place_within', 'place_after', 'SegmentBytes',
            'segment_bytes', 'ByteAlphabet', 'ByteLevel', 'HATConfig', 'HAT', 'PackedChunks', 'pack_chunks',
-           'plan_inputs', 'WritePlan', 'chunks_with_loss', 'plan_writing', 'HATPlan', 'count_parameters', 'paper_sizes',
+           'plan_inputs', 'WritePlan', 'HATPlan', 'chunks_with_loss', 'plan_writing', 'count_parameters', 'paper_sizes',
            'Pool', 'Guide', 'released_parameters']
 
-# %% ../nbs/06b_hat.ipynb #b7a6101d
+# %% ../nbs/06b_hat.ipynb #dfeeb968
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +27,7 @@ from .transformer import (
     Grouping, Transformer, TransformerConfig, WindowPlan, attention, check_heads, empty_past, group_lengths,
     packed_attention, packed_pairs, plan_windows, slide, stack_flops, window_pairs)
 
-# %% ../nbs/06b_hat.ipynb #09a16491
+# %% ../nbs/06b_hat.ipynb #f3b7d8d1
 UNKNOWN_BYTE, WORD_BYTE = 0xFD, 0xFE   # UTF-8 never uses them: <unk>, and the paper's [W]
 SPACE, NEWLINE = 0x20, 0x0A
 SPECIAL = {PADDING: b'', UNKNOWN: bytes([UNKNOWN_BYTE]), LINE_END: b'\n'}
@@ -37,7 +37,6 @@ def byte_chunk(token, spaced=False):
     if token in SPECIAL: return SPECIAL[token]
     return token.encode() + b' ' if spaced else token.encode()
 
-# %% ../nbs/06b_hat.ipynb #3b044980
 A_WORD = object()   # a following token of which no more is known than that it is a word
 
 def followed_by_space(tokens, following=A_WORD):
@@ -86,7 +85,13 @@ def allowed_bytes(terminated=True):
     table[TAIL_F4, 0x80:0x90] = True       # nothing beyond the last character
     return table
 
-# %% ../nbs/06b_hat.ipynb #b2e6e4f9
+# %% ../nbs/06b_hat.ipynb #c0adf1f0
+def lay(chunks):
+    "The symbols `(rows,)` of `chunks` end to end, each after a `WORD_BYTE`."
+    start = bytes([WORD_BYTE])
+    laid = b''.join(start + chunk for chunk in chunks)
+    return np.frombuffer(laid, np.uint8).astype(np.int64)
+
 def _between(symbols, low, high): return (low <= symbols) & (symbols <= high)
 
 def byte_places(symbols, starts):
@@ -100,32 +105,23 @@ def byte_places(symbols, starts):
     second = tail & _between(before, 0xE0, 0xF4)     # of three bytes or four
     third = tail & _between(before, 0x80, 0xBF) & _between(earlier, 0xF0, 0xF4)     # of four
     places = np.where(first | second | third, TAIL, INSIDE)
-    places[symbols == 0xE0] = TAIL_E0
-    places[symbols == 0xED] = TAIL_ED
-    places[symbols == 0xF0] = TAIL_F0
-    places[symbols == 0xF4] = TAIL_F4
+    for byte, place in ((0xE0, TAIL_E0), (0xED, TAIL_ED), (0xF0, TAIL_F0), (0xF4, TAIL_F4)):
+        places[symbols == byte] = place
     places[(symbols == SPACE) | (symbols == NEWLINE)] = DONE
     places[symbols == WORD_BYTE] = starts
     return places
-
-# %% ../nbs/06b_hat.ipynb #1850fe0a
-def lay(chunks):
-    "The symbols `(rows,)` of `chunks` end to end, each after a `WORD_BYTE`."
-    start = bytes([WORD_BYTE])
-    laid = b''.join(start + chunk for chunk in chunks)
-    return np.frombuffer(laid, np.uint8).astype(np.int64)
 
 def place_within(chunk, start):
     "The place after the bytes `chunk` of a chunk that starts at the place `start`."
     places = byte_places(lay([chunk]), np.array([start]))
     return int(places[-1])
 
+# %% ../nbs/06b_hat.ipynb #89d0f3f3
 def place_after(token, spaced):
     "Where the chunk after `token` starts."
     if token in SPECIAL: return FREE
     return SPACED if spaced else BARE
 
-# %% ../nbs/06b_hat.ipynb #7e9b886c
 @dataclass(frozen=True)
 class SegmentBytes:
     "The tokens of a segment and what byte models must know of them, lane by lane in one list each."
@@ -237,7 +233,7 @@ def initialise(self:HAT):
         for p in module.parameters():
             if p.dim() > 1: nn.init.normal_(p, std=std)
 
-# %% ../nbs/06b_hat.ipynb #413dd400
+# %% ../nbs/06b_hat.ipynb #76e217d2
 @dataclass(frozen=True)
 class PackedChunks(Plan):
     "Chunks, each after a `WORD_BYTE`, as packed rows."
@@ -250,7 +246,6 @@ def pack_chunks(chunks):
     symbols = lay(chunks[i] for i in grouping.order.tolist())
     return PackedChunks(grouping, torch.from_numpy(symbols))
 
-# %% ../nbs/06b_hat.ipynb #2cadec8d
 @patch
 def encode(self:HAT, plan):
     "Vectors `(chunks, units)` of `PackedChunks`, in the order given."
@@ -276,20 +271,7 @@ def plan_inputs(read, lanes, starts):
     which[:, at] = numbers
     return distinct, which, at
 
-# %% ../nbs/06b_hat.ipynb #1e512bdd
-@patch
-def read_words(self:HAT, plan, state, vectors=None):
-    """Contexts `(lanes, words, units)`, each of which has read the words before it only, and what the backbone
-    carries on. `vectors` `(distinct chunks, units)` where they are known."""
-    if vectors is None: vectors = self.encode(plan.read)
-    table = torch.cat([vectors.to(self.first.dtype), self.first[None]])
-    inputs = self.dropout(F.embedding(plan.which, table))
-    outputs, past = slide(self.backbone, inputs, state['past'], plan.window)
-    shifted = torch.cat([state['h'][:, None].to(outputs.dtype), outputs], 1)   # one input later
-    contexts = shifted.index_select(1, plan.at)
-    return contexts, dict(h=shifted[:, -1].detach(), past=past)
-
-# %% ../nbs/06b_hat.ipynb #edb30416
+# %% ../nbs/06b_hat.ipynb #21313854
 @patch
 def begin(self:HAT, lanes):
     """State and ledger before anything was read.
@@ -302,12 +284,23 @@ def begin(self:HAT, lanes):
     if self.cache: state['keys'], ledger['held'] = self.cache.begin(lanes)
     return state, ledger
 
-# %% ../nbs/06b_hat.ipynb #f9e99ffa
+@patch
+def read_words(self:HAT, plan, state, vectors=None):
+    """Contexts `(lanes, words, units)`, each of which has read the words before it only, and what the backbone
+    carries on. `vectors` `(distinct chunks, units)` where they are known."""
+    if vectors is None: vectors = self.encode(plan.read)
+    table = torch.cat([vectors.to(self.first.dtype), self.first[None]])
+    inputs = self.dropout(F.embedding(plan.which, table))
+    outputs, past = slide(self.backbone, inputs, state['past'], plan.window)
+    shifted = torch.cat([state['h'][:, None].to(outputs.dtype), outputs], 1)   # one input later
+    contexts = shifted.index_select(1, plan.at)
+    return contexts, dict(h=shifted[:, -1].detach(), past=past)
+
+# %% ../nbs/06b_hat.ipynb #3733ea0b
 @dataclass(frozen=True)
 class WritePlan(Plan):
     "Chunks that the decoder writes, as packed rows: those with a loss."
-    grouping: Grouping
-    symbols: torch.Tensor = of_shape('rows')     # what each row reads
+    packed: PackedChunks                         # what each row reads
     targets: torch.Tensor = of_shape('rows')     # what it must write
     places: torch.Tensor = of_shape('rows')      # the place of that, as of `allowed_bytes`
     chunk: torch.Tensor = of_shape('rows')       # the packed chunk that the row belongs to
@@ -318,7 +311,20 @@ class WritePlan(Plan):
     separator: torch.Tensor = of_shape('words')  # the row that writes its space, or [W] if it has none
     bare: torch.Tensor = of_shape('words')       # 1 if it has none
 
-# %% ../nbs/06b_hat.ipynb #0742c37a
+@dataclass(frozen=True)
+class HATPlan(Plan):
+    "A segment for `HAT`: distinct chunks are read, the backbone looks them up, and all words are written."
+    lanes: int
+    words: int
+    chunks: list          # distinct byte strings of the segment
+    read: PackedChunks    # these, for the encoder
+    window: WindowPlan    # for the backbone
+    write: WritePlan      # for the decoder
+    cache: CachePlan = None
+    which: torch.Tensor = of_shape('lanes', 'inputs')   # the distinct chunk at each input of the backbone
+    at: torch.Tensor = of_shape('words')                # the input of each word
+
+# %% ../nbs/06b_hat.ipynb #9d97386e
 def chunks_with_loss(read):
     "Which tokens of `SegmentBytes` have a loss: not padding, `<unk>` and line ends that are certain."
     coded = []
@@ -343,21 +349,7 @@ def plan_writing(read):
     bare = 1 - np.array(read.spaced, dtype=np.int64)[coded]
     separator = last - 1 + bare
     arrays = places, chunk, coded, last + 1 - lengths, last, coded[is_word], separator[is_word], bare[is_word]
-    return WritePlan(packed.grouping, packed.symbols, targets, *map(torch.from_numpy, arrays))
-
-# %% ../nbs/06b_hat.ipynb #265d143c
-@dataclass(frozen=True)
-class HATPlan(Plan):
-    "A segment for `HAT`: distinct chunks are read, the backbone looks them up, and all words are written."
-    lanes: int
-    words: int
-    chunks: list          # distinct byte strings of the segment
-    read: PackedChunks    # these, for the encoder
-    window: WindowPlan    # for the backbone
-    write: WritePlan      # for the decoder
-    cache: CachePlan = None
-    which: torch.Tensor = of_shape('lanes', 'inputs')   # the distinct chunk at each input of the backbone
-    at: torch.Tensor = of_shape('words')                # the input of each word
+    return WritePlan(packed, targets, *map(torch.from_numpy, arrays))
 
 # %% ../nbs/06b_hat.ipynb #00caadaf
 @patch
@@ -381,26 +373,23 @@ def prepare(self:HAT, segment, ledger, following=None):
     write = plan_writing(read)
     return HATPlan(lanes, count, distinct, pack_chunks(distinct), window, write, cache, which, at), after
 
-# %% ../nbs/06b_hat.ipynb #21cd8ed1
+# %% ../nbs/06b_hat.ipynb #6f9bc1e2
 @patch
 def byte_logits(self:HAT, write, contexts):
     "Logits `(rows, 256)` of the rows of a `WritePlan`, minus infinity for forbidden bytes."
     contexts = contexts.flatten(0, 1).index_select(0, write.coded)
-    x = self.embedding(write.symbols)
+    x = self.embedding(write.packed.symbols)
     guides = None
     if self.guided: guides = [guide(contexts).index_select(0, write.chunk) for guide in self.to_bytes]
     else: x = x.index_copy(0, write.first, self.to_bytes(contexts).to(x.dtype))
-    attend = packed_attention(write.grouping, self.decoder.head, x.dtype, causal=True)
+    attend = packed_attention(write.packed.grouping, self.decoder.head, x.dtype, causal=True)
     outputs = self.decoder(self.dropout(x), attend, guides=guides)
     logits = float32_at_least(self.output(outputs))
-    allowed = self.allowed.index_select(0, write.places)
-    return logits.masked_fill(~allowed, -torch.inf)
+    return logits.masked_fill(~self.allowed.index_select(0, write.places), -torch.inf)
 
-# %% ../nbs/06b_hat.ipynb #1f1ae055
 @patch
 def spell(self:HAT, plan, contexts):
-    """Of each word `(lanes, words)`: nats of spelling it; its [W]'s part of them; and nats of its separator,
-    space or none, once its letters are there. 0 for words without a loss."""
+    "Nats of each word, [W]'s part of them, nats of its separator; `(lanes, words)`, 0 without a loss."
     write = plan.write
     logits = self.byte_logits(write, contexts)
     nats = F.cross_entropy(logits, write.targets, reduction='none')
@@ -443,7 +432,7 @@ def words_right(self:HAT, plan, state):
     count = wrong.new_zeros(len(write.coded)).index_add(0, write.chunk, wrong)
     return count == 0, write.coded, after
 
-# %% ../nbs/06b_hat.ipynb #95d6b643
+# %% ../nbs/06b_hat.ipynb #97fcd2d7
 @patch
 def connector_flops(self:HAT, plan):
     "Operations of a forward pass from encoder to backbone and from backbone to decoder."
@@ -458,15 +447,13 @@ def connector_flops(self:HAT, plan):
 def module_flops(self:HAT, plan):
     "Operations of a forward pass by module, attention in full."
     lanes, inputs = plan.which.shape
-    written = len(plan.write.symbols)
+    written = len(plan.write.targets)
     pairs = window_pairs(lanes, inputs, self.config.context_words - 1)
     return dict(encoder=stack_flops(self.encoder, len(plan.read.symbols), packed_pairs(plan.read.grouping)),
                 backbone=stack_flops(self.backbone, lanes * inputs, pairs),
-                decoder=stack_flops(self.decoder, written, packed_pairs(plan.write.grouping)),
-                connectors=self.connector_flops(plan),
-                output=2 * written * self.config.byte_units * 256)
+                decoder=stack_flops(self.decoder, written, packed_pairs(plan.write.packed.grouping)),
+                connectors=self.connector_flops(plan), output=2 * written * self.config.byte_units * 256)
 
-# %% ../nbs/06b_hat.ipynb #404b7dc5
 @patch
 def training_flops(self:HAT, plan):
     "Operations of the matrix products of one update on `plan`, attention in full."
@@ -474,7 +461,7 @@ def training_flops(self:HAT, plan):
     if self.cache: total += self.cache.training_flops(plan.cache)
     return total
 
-# %% ../nbs/06b_hat.ipynb #b26147d4
+# %% ../nbs/06b_hat.ipynb #3b481bc6
 TABLE_2 = {'1B': dict(baseline=16, backbone=18, byte_heads=6, byte_layers=3),
            '3B': dict(baseline=24, backbone=28, byte_heads=6, byte_layers=3),
            '7B': dict(baseline=32, backbone=36, byte_heads=8, byte_layers=4)}
@@ -487,7 +474,6 @@ def count_parameters(*parts):
         total += sum(tensor.numel() for tensor in tensors)
     return total
 
-# %% ../nbs/06b_hat.ipynb #27f0d735
 def paper_sizes(size, head=128, vocabulary=64_000):
     """Parameters of the paper's models of a size of its Table 2: the baseline, and HAT's three modules.
 
