@@ -69,7 +69,7 @@ def copying_table(cached, uncached, train):
     table['copied'] = np.mean([scored['copy'] for scored in cached], axis=0)
     return table.groupby(['kind', 'frequency', 'seen'], as_index=False).sum()
 
-# %% ../nbs/05b_copying.ipynb #b63c93b5
+# %% ../nbs/05b_copying.ipynb #c6fe1f9d
 def _places(words, width):
     "Where each word of a passage stands, (x in letters, y in lines), in lines of `width` letters."
     x = y = 0
@@ -83,6 +83,7 @@ def _places(words, width):
         x += room + 1.7
     return places
 
+# %% ../nbs/05b_copying.ipynb #9896d9ca
 def plot_passage(record:dict, width:int=88, size:float=9):
     "The passage of a copying record: words shaded by the posterior of copying, bits below."
     import matplotlib.pyplot as plt
@@ -131,7 +132,7 @@ def savings(record:dict):
     by_kind = sums.unstack(fill_value=0.0)
     return by_kind.rename(columns={False: 'new in the text', True: 'seen before'})
 
-# %% ../nbs/05b_copying.ipynb #6d2c939c
+# %% ../nbs/05b_copying.ipynb #0b1683e2
 def _plot_frequencies(table, ax):
     "Bits a word by how often training had it, without and with the cache."
     sums = table.groupby('frequency').sum(numeric_only=True)
@@ -143,6 +144,7 @@ def _plot_frequencies(table, ax):
     ax.set(xlabel='occurrences in the training text', ylabel='bits a word')
     ax.legend(fontsize=8)
 
+# %% ../nbs/05b_copying.ipynb #a9d0c49a
 def plot_copying(record:dict):
     "Three panels from a copying record: bits by frequency, posterior by kind, bits saved by kind."
     import matplotlib.pyplot as plt
@@ -194,7 +196,7 @@ def k17_order(record:dict):
         rows[frequency] = {"in K17's order": right, 'pairs': len(high) * len(low)}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/05b_copying.ipynb #63a7ed6f
+# %% ../nbs/05b_copying.ipynb #d770ef64
 def plot_posterior(record:dict, ax=None):
     "Posterior of copying words seen before, by training frequency, a line for each kind."
     import matplotlib.pyplot as plt
@@ -202,9 +204,8 @@ def plot_posterior(record:dict, ax=None):
     table = posterior_table(record)
     table = table.drop(columns='all')
     places = range(len(table.columns))
-    for name, row in table.iterrows():
-        if name == 'line end': continue   # a kind of one word
-        ax.plot(places, row, 'o-', ms=4, label=name)
+    for i, kind in enumerate(K17_HIGH + K17_LOW):
+        if kind in table.index: ax.plot(places, table.loc[kind], 'o-', ms=4, color=f'C{i}', label=kind)
     ax.set_xticks(places, table.columns, fontsize=8)
     ax.set(xlabel='occurrences in the training text', ylabel='posterior of copying', ylim=(0, 1))
     ax.legend(fontsize=8)
