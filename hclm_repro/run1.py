@@ -46,14 +46,16 @@ class LoopHCLM(LanguageModel):
         self.cache = self.pointer_weights(config) if config.cache_slots != 0 else None
         uniform_weights(self, config.init_range)
 
-# %% ../nbs/02_run1.ipynb #5a535245
+# %% ../nbs/02_run1.ipynb #62745ed5
 @patch(cls_method=True)
 def pointer_weights(cls:LoopHCLM, config):
     "The layers that read a cache: gate (K17 §2.3), query, and for additive scores key and energy (§2.2)."
     units = config.units
     layers = nn.ModuleDict()
-    layers['gate'] = nn.Sequential(nn.Linear(units, units), nn.Tanh(),
-                                   nn.Linear(units, units), nn.Tanh(), nn.Linear(units, 1))
+    layers['gate'] = nn.Sequential(
+        nn.Linear(units, units), nn.Tanh(),
+        nn.Linear(units, units), nn.Tanh(),
+        nn.Linear(units, 1))
     layers['query'] = nn.Linear(units, units)
     if config.score == 'additive':
         layers['key'] = nn.Linear(units, units, bias=False)
@@ -97,7 +99,7 @@ def encode_word(self:LoopHCLM, word):
     _, (h, _) = self.encoder(vectors[:, None])
     return h[0, 0]
 
-# %% ../nbs/02_run1.ipynb #d1f24caf
+# %% ../nbs/02_run1.ipynb #12691ae5
 @patch
 def read_words(self:LoopHCLM, plan, state):
     """Contexts `(lanes, words, units)`, each of which has read the words before it only,
@@ -108,10 +110,15 @@ def read_words(self:LoopHCLM, plan, state):
     for b in range(plan.lanes):
         h, c = state['h'][b], state['c'][b]
         for t, word in enumerate(plan.tokens[b]):
-            if t in plan.state_resets: h, c = torch.zeros_like(h), torch.zeros_like(c)
+            if t in plan.state_resets:
+                h = torch.zeros_like(h)
+                c = torch.zeros_like(c)
             contexts.append(h)
-            vector = torch.zeros_like(h) if word == PADDING else self.dropout(self.encode_word(word))
-            _, (h, c) = self.word_lstm(vector[None, None], (h[None, None], c[None, None]))
+
+            if word == PADDING: vector = torch.zeros_like(h)
+            else: vector = self.dropout(self.encode_word(word))
+            carry = h[None, None], c[None, None]
+            _, (h, c) = self.word_lstm(vector[None, None], carry)
             h, c = h[0, 0], c[0, 0]
         last_h.append(h.detach())
         last_c.append(c.detach())
@@ -141,11 +148,12 @@ def slot_scores(self:LoopHCLM, h, keys):
     hidden = torch.tanh(torch.tanh(query) + self.cache['key'](keys))
     return self.cache['energy'](hidden)[:, 0]
 
-# %% ../nbs/02_run1.ipynb #2fb8efe9
+# %% ../nbs/02_run1.ipynb #264180b5
 @patch
 def write(self:LoopHCLM, slots, h, word):
     "Store `word` under `h`; on reuse average (or replace) its key; drop the least recently used word."
-    if word in slots and self.config.key_update == 'average': h = (slots[word] + h) / 2
+    if word in slots and self.config.key_update == 'average':
+        h = (slots[word] + h) / 2
     slots[word] = h
     slots.move_to_end(word)
     most = self.config.cache_slots
@@ -178,7 +186,7 @@ def predict_word(self:LoopHCLM, word, h, slots):
     self.write(slots, h, word)
     return predictions
 
-# %% ../nbs/02_run1.ipynb #5ef73756
+# %% ../nbs/02_run1.ipynb #20dd355d
 @patch
 def forward(self:LoopHCLM, plan, state, reuse=False):
     "`Predictions` of a segment and the next state; `state` stays as it is, whatever `reuse` says."
@@ -191,20 +199,28 @@ def forward(self:LoopHCLM, plan, state, reuse=False):
         if t in plan.cache_resets:
             for slots in caches: slots.clear()
         for b in range(plan.lanes):
-            rows.append(self.predict_word(plan.tokens[b][t], contexts[b, t], caches[b]))
+            word = plan.tokens[b][t]
+            rows.append(self.predict_word(word, contexts[b, t], caches[b]))
 
     for slots in copies.values():
         for word, key in slots.items(): slots[word] = key.detach()
     return join_rows(rows, plan), dict(h=h, c=c, caches=caches)
 
+# %% ../nbs/02_run1.ipynb #030742d1
 def join_rows(rows, plan):
     "`Predictions` `(lanes, words)` from those of single words, step by step and lane by lane."
-    def grid(values): return torch.stack(values).view(plan.words, plan.lanes).t()
-    posteriors = {}
-    for name in rows[0].posteriors: posteriors[name] = grid([row.posteriors[name] for row in rows])
-    return Predictions(grid([row.nats for row in rows]), grid([row.gate for row in rows]), posteriors)
+    def grid(values):
+        by_step = torch.stack(values).view(plan.words, plan.lanes)
+        return by_step.t()
 
-# %% ../nbs/02_run1.ipynb #26235502
+    nats = grid([row.nats for row in rows])
+    gate = grid([row.gate for row in rows])
+    posteriors = {}
+    for name in rows[0].posteriors:
+        posteriors[name] = grid([row.posteriors[name] for row in rows])
+    return Predictions(nats, gate, posteriors)
+
+# %% ../nbs/02_run1.ipynb #629340be
 @patch
 def sample(self:LoopHCLM, state, ledger, sampler):
     "One word: the gate decides, then a slot is drawn or the word is spelled."
@@ -213,7 +229,8 @@ def sample(self:LoopHCLM, state, ledger, sampler):
     carry = h[None, None], torch.zeros_like(h)[None, None]
     step = lstm_steps(self.embedding, self.decoder, self.output, carry)
     slots = state['caches'][0] if self.cache else {}
-    if not slots or self.restart_points('cache_reset', ledger): return draw_word(self.alphabet, step, sampler)
+    if self.restart_points('cache_reset', ledger): slots = {}
+    if not slots: return draw_word(self.alphabet, step, sampler)
 
     logit = -self.cache['gate'](h)[0]
     if sampler.choose([logit]) == 0: return draw_word(self.alphabet, step, sampler)
