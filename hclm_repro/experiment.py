@@ -279,15 +279,16 @@ def train_all(jobs, watch=None, processes:int=None) -> list:
     """The records of `jobs` (`Job`s) in their order, runs side by side in processes where there are cores.
 
     Each run has one thread, or what OMP_NUM_THREADS or its config say, whether it has a process of its own or
-    not: its record is the same to the bit. A run that has finished is read. Runs on a card, and of classes that
-    are defined in a notebook, are done one after another in this process. `watch` is called here, as by `train`.
-    `processes`: how many at a time (None: as there are cores). An error in one run ends all; what is not
-    finished resumes next time."""
+    not: its record is the same to the bit. This process keeps that number, too. A run that has finished is
+    read. Runs on a card, and of classes that are defined in a notebook, are done one after another in this
+    process. `watch` is called here, as by `train`. `processes`: how many at a time (None: as there are cores).
+    An error in one run ends all; what is not finished resumes next time."""
     jobs = dict(enumerate(jobs))
     threads = max([demanded_threads(job.training.threads) or 1 for job in jobs.values()], default=1)
     if processes is None: processes = max(1, usable_cores() // threads)
     away = {place: job for place, job in jobs.items() if job.travels() and not job.finished()}
     if min(len(away), processes) < 2: away = {}
+    torch.set_num_threads(threads)
     records = _side_by_side(away, processes, watch)
     for place, job in jobs.items():
         if place not in away: records[place] = job.run(watch)
