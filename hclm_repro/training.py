@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from hclm_repro.corpus import Lanes, segment_characters
 from hclm_repro.machine import (
-    autocast, demanded_threads, hardware, keep_memory, peak_megabytes, pick_precision, pick_threads, using_threads)
+    autocast, demanded_threads, hardware, keep_memory, peak_megabytes, pick_precision, pick_threads)
 from hclm_repro.model import MODELS, Config, LanguageModel, evaluating, load_pretrained, option
 from hclm_repro.text import quotients, split_words
 
@@ -53,13 +53,14 @@ class TrainingConfig(Config):
     save_seconds: float = option(60.0, at_least=0, doc='seconds between two checkpoints')
     score_valid: bool = option(True, doc='whether all of valid is scored at the end')
 
-    def __post_init__(self):
-        super().__post_init__()
-        if (self.epochs is None) == (self.word_budget is None):
-            raise ValueError(f'epochs is {self.epochs} and word_budget is {self.word_budget}; '
-                             'allowed: exactly one of them, the other None')
-
 # %%
+@patch
+def __post_init__(self:TrainingConfig):
+    Config.__post_init__(self)
+    if (self.epochs is None) == (self.word_budget is None):
+        raise ValueError(f'epochs is {self.epochs} and word_budget is {self.word_budget}; '
+                         'allowed: exactly one of them, the other None')
+
 def learning_rate(config:TrainingConfig, step:int, updates:int) -> float:
     "Learning rate of update `step` (from 0) of `updates`."
     if config.schedule == 'constant': return config.lr
@@ -112,6 +113,50 @@ def update(self:Updater, network, plan, state, characters, lr=None):
     return loss.detach(), state
 
 # %%
+@torch.no_grad()
+def curve_bpc(model, tokens, lanes:int=8) -> float:
+    "Bits per character of `tokens` read in `lanes` lanes from a cold start, surcharge left out."
+    lanes = Lanes(tokens, min(lanes, len(tokens)), max(model.config.segment_words, 64))
+    state, ledger = model.begin(lanes.lanes)
+    nats, count = 0.0, 0
+    with evaluating(model):
+        for segment in lanes:
+            plan, ledger = model.prepare(segment, ledger)
+            predictions, state = model(plan.to(model.device), state, reuse=True)
+            nats = nats + predictions.nats.sum(dtype=torch.float64)
+            count += segment_characters(segment)
+    return float(nats) / count / math.log(2)
+
+# %%
+def _lengths(corpus, split, words):
+    "Words of each document of `split`, or of pieces of 1,000 words where there are no documents to speak of."
+    lengths = [len(split_words(document)) for document in corpus.documents(split)]
+    if len(lengths) >= 5: return lengths
+    return [1000] * (words // 1000) + [words % 1000]
+
+def evaluate(model, corpus, split='valid', segment=None) -> dict:
+    """Score one split in one stream.
+
+    Returns its counts, total `bits` and `surcharge`, the quotients without the surcharge (as K17),
+    `bpc_exact` with it, `documents`: characters and bits of each, and the speller's bits for `terminators`
+    (None where the model does not tell them apart)."""
+    started = time.perf_counter()
+    counts = corpus.counts(split)
+    rows, terminators = [], 0.0
+    for tables in model.score_tokens([iter(corpus.words(split))], segment):
+        rows.append(tables[0][['characters', 'bits', 'surcharge']].to_numpy(float))
+        if 'terminator' in tables[0]: terminators += tables[0].terminator.sum()
+
+    rows = np.concatenate(rows)   # (words, 3)
+    _, bits, surcharge = rows.sum(0)
+    cuts = np.cumsum(_lengths(corpus, split, len(rows)))[:-1]
+    sums = [part.sum(0) for part in np.split(rows, cuts) if len(part)]
+    documents = [[int(length), round(total - extra, 3)] for length, total, extra in sums]
+    return dict(split=split, **counts, bits=bits, surcharge=surcharge, **quotients(bits - surcharge, counts),
+                bpc_exact=bits / counts['characters'], terminators=terminators or None,
+                seconds=time.perf_counter() - started, documents=documents)
+
+# %%
 def write_atomically(path, write):
     "Call `write(file)` on a neighbour of `path`, then rename it: a kill leaves the old file or the new one."
     path = Path(path)
@@ -122,26 +167,18 @@ def write_atomically(path, write):
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
-# %%
-def join_processes() -> tuple:
-    "(rank, number of processes) of `torchrun`, which names them in the environment; else (0, 1)."
-    if not distributed.is_available(): return 0, 1
-    if not distributed.is_initialized():
-        if int(os.environ.get('WORLD_SIZE', 1)) == 1: return 0, 1
-        distributed.init_process_group(timeout=datetime.timedelta(days=1))   # the first one evaluates alone
-    return distributed.get_rank(), distributed.get_world_size()
-
-def deal(lanes:int, rank:int, processes:int) -> slice:
-    "The lanes of process `rank`. Raises `ValueError` if there are more processes than lanes."
-    if processes > lanes:
-        fault = f'{lanes} lanes for {processes} processes'
-        raise ValueError(f'{fault}; allowed: at most as many processes as lanes')
-    return slice(lanes * rank // processes, lanes * (rank + 1) // processes)
+def write_record(record:dict, folder):
+    "Write `record` as `folder`/record.json, a field a line."
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f'{json.dumps(name)}: {json.dumps(value)}' for name, value in record.items()]
+    text = '{\n' + ',\n'.join(lines) + '\n}\n'
+    write_atomically(folder / 'record.json', lambda file: file.write(text.encode()))
 
 # %%
 def _modules_behind(names):
-    "Names of the modules of this package that `names` are or import, directly or not; the package itself left out."
-    package = __name__.partition('.')[0]
+    "Sources {name: bytes} of the modules of the package that `names` are or import, directly or not."
+    from hclm_repro import __name__ as package
     todo = [name for name in names if name.startswith(f'{package}.')]
     found = {}
     while todo:
@@ -177,6 +214,22 @@ def code_version(model_class) -> str:
     sources = [modules[name] for name in sorted(modules)]
     sources += [_own_source(cls) for cls in bases if cls.__module__ not in modules]
     return f'{__version__}+{hashlib.sha256(b"".join(sources)).hexdigest()[:8]}'
+
+# %%
+def join_processes() -> tuple:
+    "(rank, number of processes) of `torchrun`, which names them in the environment; else (0, 1)."
+    if not distributed.is_available(): return 0, 1
+    if not distributed.is_initialized():
+        if int(os.environ.get('WORLD_SIZE', 1)) == 1: return 0, 1
+        distributed.init_process_group(timeout=datetime.timedelta(days=1))   # the first one evaluates alone
+    return distributed.get_rank(), distributed.get_world_size()
+
+def deal(lanes:int, rank:int, processes:int) -> slice:
+    "The lanes of process `rank`. Raises `ValueError` if there are more processes than lanes."
+    if processes > lanes:
+        fault = f'{lanes} lanes for {processes} processes'
+        raise ValueError(f'{fault}; allowed: at most as many processes as lanes')
+    return slice(lanes * rank // processes, lanes * (rank + 1) // processes)
 
 # %%
 class TrainingRun:
@@ -224,6 +277,8 @@ def plan_updates(self:TrainingRun):
     self.own = deal(config.lanes, self.rank, self.processes)
 
 # %%
+_KEPT = ('step', 'seconds', 'words_read', 'characters_read', 'steps', 'curve', 'best', 'best_weights', 'resumed')
+
 @patch
 def start_counting(self:TrainingRun):
     "What changes with each update, as it is before the first."
@@ -287,27 +342,27 @@ def restore(self:TrainingRun):
     elif path.exists(): self.load(torch.load(path, map_location=self.device, weights_only=True))
 
 # %%
-_KEPT = ('step', 'seconds', 'words_read', 'characters_read', 'steps', 'curve', 'best', 'best_weights', 'resumed')
+@patch
+def next_segment(self:TrainingRun):
+    "The segment of this update, all lanes; at the start of an epoch the model resets what its config says."
+    place = self.step % len(self.lanes)
+    if place == 0 and self.step > 0:
+        self.state, self.ledger = self.model.new_epoch(self.state, self.ledger)
+    return self.lanes[place]
 
 @patch
-def load(self:TrainingRun, checkpoint):
-    "Become the run that wrote `checkpoint`. Raises `ValueError` if that is not this one."
-    self._same(checkpoint['identity'])
-    parts = checkpoint['parts']
-    if len(parts) != self.processes:
-        raise ValueError(f'{self.folder} holds a run of {len(parts)} processes, not {self.processes}; '
-                         'allowed: the same number, or another out_dir')
-    self.model.load_state_dict(checkpoint['model'])
-    self.updater.optimizer.load_state_dict(checkpoint['optimizer'])
-    self.updater.scaler.load_state_dict(checkpoint['scaler'])
-    for name in _KEPT: setattr(self, name, checkpoint[name])
-    self.resumed += 1
-    if self.threads is None: self.threads = checkpoint['threads']
-
-    own = parts[self.rank]
-    self.state, self.ledger = own['state'], own['ledger']
-    torch.set_rng_state(own['random'].cpu())
-    if own['cuda_random'] is not None: torch.cuda.set_rng_state(own['cuda_random'].cpu())
+def fetch(self:TrainingRun):
+    "Move pending losses to the log, in bits per character. Raises `FloatingPointError` if one is not finite."
+    if not self.pending: return
+    losses = torch.stack([row['loss'] for row in self.pending])
+    if self.processes > 1: distributed.all_reduce(losses)   # each has divided by the characters of all
+    for row, loss in zip(self.pending, losses.tolist()):
+        if not math.isfinite(loss):
+            raise FloatingPointError(f'the loss of update {row["step"]} is {loss}; allowed: a finite number '
+                                     '(try a smaller lr or clip)')
+        row = dict(row, bpc=loss / math.log(2))
+        for name, column in self.steps.items(): column.append(row[name])
+    self.pending = []
 
 # %%
 @patch
@@ -339,32 +394,31 @@ def save(self:TrainingRun):
 
 # %%
 @patch
-def fetch(self:TrainingRun):
-    "Move pending losses to the log, in bits per character. Raises `FloatingPointError` if one is not finite."
-    if not self.pending: return
-    losses = torch.stack([row['loss'] for row in self.pending])
-    if self.processes > 1: distributed.all_reduce(losses)   # each has divided by the characters of all
-    for row, loss in zip(self.pending, losses.tolist()):
-        if not math.isfinite(loss):
-            raise FloatingPointError(f'the loss of update {row["step"]} is {loss}; allowed: a finite number '
-                                     '(try a smaller lr or clip)')
-        row = dict(row, bpc=loss / math.log(2))
-        for name, column in self.steps.items(): column.append(row[name])
-    self.pending = []
+def load(self:TrainingRun, checkpoint):
+    "Become the run that wrote `checkpoint`. Raises `ValueError` if that is not this one."
+    self._same(checkpoint['identity'])
+    parts = checkpoint['parts']
+    if len(parts) != self.processes:
+        raise ValueError(f'{self.folder} holds a run of {len(parts)} processes, not {self.processes}; '
+                         'allowed: the same number, or another out_dir')
+    self.model.load_state_dict(checkpoint['model'])
+    self.updater.optimizer.load_state_dict(checkpoint['optimizer'])
+    self.updater.scaler.load_state_dict(checkpoint['scaler'])
+    for name in _KEPT: setattr(self, name, checkpoint[name])
+    self.resumed += 1
+    if self.threads is None: self.threads = checkpoint['threads']
+
+    own = parts[self.rank]
+    self.state, self.ledger = own['state'], own['ledger']
+    torch.set_rng_state(own['random'].cpu())
+    if own['cuda_random'] is not None: torch.cuda.set_rng_state(own['cuda_random'].cpu())
 
 # %%
 @patch
-def next_segment(self:TrainingRun):
-    "The segment of this update, all lanes; at the start of an epoch the model resets what its config says."
-    place = self.step % len(self.lanes)
-    if place == 0 and self.step > 0:
-        self.state, self.ledger = self.model.new_epoch(self.state, self.ledger)
-    return self.lanes[place]
-
-@patch
 def choose_threads(self:TrainingRun) -> int:
     "How many threads to compute with: by the work of an update, and by trying some where that is much."
-    if self.record or self.device.type != 'cpu': return torch.get_num_threads()
+    if self.record: return self.record['hardware']['threads']
+    if self.device.type != 'cpu': return torch.get_num_threads()
     if self.processes > 1: return 1
     segment = self.lanes[self.step % len(self.lanes)]
     plan, _ = self.model.prepare(segment[self.own], self.ledger)
@@ -383,21 +437,6 @@ def choose_threads(self:TrainingRun) -> int:
     self.model.zero_grad(set_to_none=True)
     torch.set_rng_state(random)   # the run draws what it would have drawn
     return threads
-
-# %%
-@torch.no_grad()
-def curve_bpc(model, tokens, lanes:int=8) -> float:
-    "Bits per character of `tokens` read in `lanes` lanes from a cold start, surcharge left out."
-    lanes = Lanes(tokens, min(lanes, len(tokens)), max(model.config.segment_words, 64))
-    state, ledger = model.begin(lanes.lanes)
-    nats, count = 0.0, 0
-    with evaluating(model):
-        for segment in lanes:
-            plan, ledger = model.prepare(segment, ledger)
-            predictions, state = model(plan.to(model.device), state, reuse=True)
-            nats = nats + predictions.nats.sum(dtype=torch.float64)
-            count += segment_characters(segment)
-    return float(nats) / count / math.log(2)
 
 # %%
 @patch
@@ -445,38 +484,6 @@ def after(self:TrainingRun, words, characters, lr, loss, watch=None):
     self.clock = time.perf_counter()
 
 # %%
-def _lengths(corpus, split, words):
-    "Words of each document of `split`, or of pieces of 1,000 words where there are no documents to speak of."
-    lengths = [len(split_words(document)) for document in corpus.documents(split)]
-    if len(lengths) >= 5: return lengths
-    return [1000] * (words // 1000) + [words % 1000]
-
-def evaluate(model, corpus, split='valid', segment=None) -> dict:
-    """Score one split in one stream.
-
-    Returns its counts, total `bits` and `surcharge`, the quotients without the surcharge (as K17),
-    `bpc_exact` with it, `documents`: characters and bits of each, and the speller's bits for `terminators`
-    (None where the model does not tell them apart)."""
-    started = time.perf_counter()
-    counts = corpus.counts(split)
-    rows, terminators = [], 0.0
-    for tables in model.score_tokens([iter(corpus.words(split))], segment):
-        rows.append(tables[0][['characters', 'bits', 'surcharge']].to_numpy(float))
-        if 'terminator' in tables[0]: terminators += tables[0].terminator.sum()
-
-    rows = np.concatenate(rows)   # (words, 3)
-    _, bits, surcharge = rows.sum(0)
-    cuts = np.cumsum(_lengths(corpus, split, len(rows)))[:-1]
-    documents = []
-    for part in np.split(rows, cuts):
-        if len(part) == 0: continue
-        length, total, extra = part.sum(0)
-        documents.append([int(length), round(total - extra, 3)])
-    return dict(split=split, **counts, bits=bits, surcharge=surcharge, **quotients(bits - surcharge, counts),
-                bpc_exact=bits / counts['characters'], terminators=terminators or None,
-                seconds=time.perf_counter() - started, documents=documents)
-
-# %%
 @patch
 def result(self:TrainingRun) -> dict:
     "The record of a finished run, fit for JSON; at most 2,000 logged updates."
@@ -492,14 +499,6 @@ def result(self:TrainingRun) -> dict:
         characters_per_second=self.characters_read / self.seconds, peak_megabytes=peak_megabytes(self.device),
         processes=self.processes, steps=steps.to_dict('list'), curve=self.curve,
         valid=evaluate(self.model, self.corpus) if self.config.score_valid else None)
-
-def write_record(record:dict, folder):
-    "Write `record` as `folder`/record.json, a field a line."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [f'{json.dumps(name)}: {json.dumps(value)}' for name, value in record.items()]
-    text = '{\n' + ',\n'.join(lines) + '\n}\n'
-    write_atomically(folder / 'record.json', lambda file: file.write(text.encode()))
 
 # %%
 @patch
@@ -540,16 +539,16 @@ def train(model, corpus, config:TrainingConfig, folder, watch=None) -> dict:
     """Train `model` on `corpus.train` in `folder`, resuming from a checkpoint there. Returns the record.
 
     The weights that did best on valid end up in `model`, which is left in evaluation mode, and in
-    `folder/model`; `watch(run)` is called after each evaluation and checkpoint and at the end. Lets the
-    process keep its memory (see `keep_memory`). Under `torchrun` the processes share the lanes, and the folder; the first one
+    `folder/model`; `watch(run)` is called after each evaluation and checkpoint and at the end. From
+    then on the process keeps its memory (`keep_memory`) and the run's number of threads. Under `torchrun` the processes share the lanes, and the folder; the first one
     evaluates, writes and watches."""
     keep_memory()
     run = TrainingRun(model, corpus, config, folder)
     todo = range(run.step, 0 if run.record else run.updates)
     quiet = run.rank > 0 or bool(os.environ.get('TQDM_DISABLE'))   # tqdm's notebook bar does not look
     model.train()
-    with using_threads(run.threads):
-        for _ in tqdm(todo, initial=run.step, total=run.updates, unit='update', desc=run.folder.name,
-                      disable=quiet, mininterval=1):
-            run.advance(watch)
-        return run.finish(watch)
+    torch.set_num_threads(run.threads)
+    for _ in tqdm(todo, initial=run.step, total=run.updates, unit='update', desc=run.folder.name,
+                  disable=quiet, mininterval=1):
+        run.advance(watch)
+    return run.finish(watch)
