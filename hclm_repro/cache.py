@@ -120,14 +120,16 @@ def plan_cache(lanes, held, slots=None, resets=(), take_slot=least_recently_used
     hit = torch.from_numpy(np.stack([plan.hit for plan in plans]))
     return CachePlan(columns, kept, death, hit, place, word), after
 
-# %% ../nbs/03_cache.ipynb #691fe512
+# %% ../nbs/03_cache.ipynb #55448ee0
 def take_keys(keys, columns):
     "The keys `(lanes, slots, units)` in `columns` `(lanes, n)` of each lane, whole rows at a time."
     lanes, slots, units = keys.shape
     first = slots * torch.arange(lanes, device=keys.device)[:, None]
     rows = (first + columns).flatten()
-    return keys.flatten(0, 1).index_select(0, rows).view(lanes, -1, units)
+    taken = keys.flatten(0, 1).index_select(0, rows)
+    return taken.view(lanes, -1, units)
 
+# %% ../nbs/03_cache.ipynb #6982f625
 def key_versions(contexts, carried, hit, key_update='average'):
     """One version of a key for each word, `(lanes, words, units)` (K17 §2.2).
 
@@ -138,10 +140,12 @@ def key_versions(contexts, carried, hit, key_update='average'):
     reused = hit >= 0
     inside = hit >= columns   # reused is a version of this segment
 
-    right = contexts * torch.where(reused, 0.5, 1.0)[..., None].to(contexts.dtype)
+    share = torch.where(reused, 0.5, 1.0)[..., None]
+    right = contexts * share.to(contexts.dtype)
     if columns:
         old = take_keys(carried, hit.clamp(0, columns - 1)).to(contexts.dtype)
-        right = right + old * torch.where(reused & ~inside, 0.5, 0.0)[..., None]
+        old_share = torch.where(reused & ~inside, 0.5, 0.0)[..., None]
+        right = right + old * old_share
 
     half = -0.5 * inside[..., None].to(contexts.dtype)
     earlier = (hit - columns).clamp(0)[..., None]
@@ -150,14 +154,16 @@ def key_versions(contexts, carried, hit, key_update='average'):
     if count >= right.shape[-1]: return solve(right)
     return solve(torch.eye(count).to(contexts)) @ right   # fewer numbers to solve for
 
-# %% ../nbs/03_cache.ipynb #9a583ea7
+# %% ../nbs/03_cache.ipynb #54de5ced
 def hidden_columns(plan, first, last):
     "Which of the columns `first` to `last` a word cannot see, `(lanes, words, columns)`."
     words = plan.hit.shape[1]
-    t = torch.arange(words, dtype=plan.death.dtype, device=plan.death.device)[:, None]
+    device = plan.death.device
+    t = torch.arange(words, dtype=plan.death.dtype, device=device)
+    t = t[:, None]
     hidden = t > plan.death[:, None, first:last]
     own = max(0, min(last, plan.columns) - first)   # from here on, versions of this segment
-    born = torch.arange(first + own, last, device=t.device) - plan.columns
+    born = torch.arange(first + own, last, device=device) - plan.columns
     hidden[..., own:] |= t <= born
     return hidden
 
@@ -167,11 +173,13 @@ def read_cache(scores, plan):
     log p_ptr (0 where the word is not in the cache) and whether the cache is empty, `(lanes, words)`."""
     scores = float32_at_least(scores)
     hidden = hidden_columns(plan, 0, scores.shape[-1])
-    log_p = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).log_softmax(-1)
-    copied = log_p.gather(-1, plan.hit.clamp(0)[..., None])[..., 0]
+    lowest = torch.finfo(scores.dtype).min
+    log_p = scores.masked_fill(hidden, lowest).log_softmax(-1)
+    column = plan.hit.clamp(0)[..., None]
+    copied = log_p.gather(-1, column)[..., 0]
     return torch.where(plan.hit >= 0, copied, 0.0), hidden.all(-1)
 
-# %% ../nbs/03_cache.ipynb #733e5a82
+# %% ../nbs/03_cache.ipynb #a56cce95
 def carry_keys(carried, versions, plan, reuse=False):
     """Keys of the words held after the segment, `(lanes, kept, units)`, detached.
 
@@ -183,11 +191,12 @@ def carry_keys(carried, versions, plan, reuse=False):
         keys = versions.new_zeros(len(carried), plan.kept, units)
         keys[:, :both] = carried[:, :both]
     elif not reuse: keys = carried.clone()
-    written = versions.detach().flatten(0, 1).index_select(0, plan.word)
+    flat = versions.detach().flatten(0, 1)
+    written = flat.index_select(0, plan.word)
     keys.view(-1, units).index_copy_(0, plan.place, written)
     return keys
 
-# %% ../nbs/03_cache.ipynb #586e6e29
+# %% ../nbs/03_cache.ipynb #1c960547
 def additive_scores(query, projected, energy, budget=1 << 24):
     """`energy . tanh(query + projected)`, `(lanes, words, slots)`; at most `budget` numbers at a time.
 
@@ -196,7 +205,8 @@ def additive_scores(query, projected, energy, budget=1 << 24):
     words_at_once = max(1, budget // max(1, projected.numel()))
     scores = []
     for part in query.split(words_at_once, 1):
-        scores.append(checkpoint(block, part, use_reentrant=False) if torch.is_grad_enabled() else block(part))
+        if torch.is_grad_enabled(): scores.append(checkpoint(block, part, use_reentrant=False))
+        else: scores.append(block(part))
     return torch.cat(scores, 1)
 
 # %% ../nbs/03_cache.ipynb #8e655a2a
@@ -271,25 +281,29 @@ def advance(self:PointerCache, contexts, keys, plan, reuse=False):
     versions = key_versions(contexts, keys, plan.hit, self.config.key_update)
     return carry_keys(keys, versions, plan, reuse)
 
-# %% ../nbs/03_cache.ipynb #c48c4782
+# %% ../nbs/03_cache.ipynb #47e443eb
 def _product(a, b):
     "`a @ b`; of a single lane as a plain product, for which a CPU need not copy `b`."
-    return (a[0] @ b[0])[None] if len(a) == 1 else a @ b
+    if len(a) == 1: return (a[0] @ b[0])[None]
+    return a @ b
 
 def _read_block(query, keys, hidden):
     "Scores of a block of columns, their softmax, and the logarithm of its sum `(lanes, words, 1)`."
     scores = float32_at_least(_product(query, keys.transpose(1, 2)))
-    shares = scores.masked_fill_(hidden, torch.finfo(scores.dtype).min).softmax(-1)
-    log_sum = scores.amax(-1, keepdim=True) - shares.amax(-1, keepdim=True).log()
+    lowest = torch.finfo(scores.dtype).min
+    shares = scores.masked_fill_(hidden, lowest).softmax(-1)
+    largest = scores.amax(-1, keepdim=True)
+    log_sum = largest - shares.amax(-1, keepdim=True).log()
     return scores, shares, log_sum
 
 def _join(total, mean, log_sum, block_mean):
     "The logarithm of both sums, and the mean of both means weighted by them."
     if total is None: return log_sum, block_mean
     both = torch.logaddexp(total, log_sum)
-    return both, mean * (total - both).exp() + block_mean * (log_sum - both).exp()
+    mean = mean * (total - both).exp()
+    return both, mean + block_mean * (log_sum - both).exp()
 
-# %% ../nbs/03_cache.ipynb #2a4b6fa7
+# %% ../nbs/03_cache.ipynb #fcdfcb6a
 def _column_blocks(plan, width):
     "Ranges (first, last) of at most `width` carried columns, then that of the segment's own versions."
     words = plan.hit.shape[1]
@@ -310,12 +324,13 @@ def _read_lanes(query, carried, versions, plan, width, slopes):
         here = (first <= hit) & (hit < last)
         column = (hit - first).clamp(0, last - first - 1)
         copied = torch.where(here, scores.gather(-1, column), copied)
-        block_mean = _product(shares.to(keys.dtype), keys).to(shares.dtype) if slopes else log_sum
+        block_mean = log_sum
+        if slopes: block_mean = _product(shares.to(keys.dtype), keys).to(shares.dtype)
         total, mean = _join(total, mean, log_sum, block_mean)
     own_shares = shares * (log_sum - total).exp()
     return (copied - total)[..., 0], total[..., 0], mean, own_shares
 
-# %% ../nbs/03_cache.ipynb #8d1538b9
+# %% ../nbs/03_cache.ipynb #19cdce45
 def _slopes(carried, versions, plan, mean, shares):
     "Of each word's log p_ptr: by its query `(lanes, words, units)`, by the scores of own versions."
     own = (plan.hit - plan.columns).clamp(0)
@@ -324,10 +339,11 @@ def _slopes(carried, versions, plan, mean, shares):
     if plan.columns:
         old = take_keys(carried, plan.hit.clamp(0, plan.columns - 1))
         copies = torch.where(inside, copies, old)
-    by_score = shares.neg_().scatter_add_(2, own[..., None], inside.to(shares.dtype))
+    one = inside.to(shares.dtype)
+    by_score = shares.neg_().scatter_add_(2, own[..., None], one)
     return copies - mean, by_score
 
-# %% ../nbs/03_cache.ipynb #2134d4de
+# %% ../nbs/03_cache.ipynb #c5369541
 class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, carried, versions, plan):
@@ -352,9 +368,11 @@ class _Read(torch.autograd.Function):
     def backward(ctx, grad, _):
         query, slope, own = ctx.saved_tensors
         grad = grad[..., None]
-        return (grad * slope).to(query.dtype), None, own.transpose(1, 2) @ (grad * query), None
+        d_query = (grad * slope).to(query.dtype)
+        d_versions = own.transpose(1, 2) @ (grad * query)
+        return d_query, None, d_versions, None
 
-# %% ../nbs/03_cache.ipynb #a8dce49e
+# %% ../nbs/03_cache.ipynb #a9acb0f7
 def read_keys(query, carried, versions, plan):
     """What `read_cache` says of dot scores, in one pass over the keys.
 
@@ -374,7 +392,8 @@ def read(self:PointerCache, contexts, keys, versions, plan):
     query = torch.tanh(self.query(contexts))
     energy = self.energy.weight[0]
     # The gradient of `key` needs the carried keys as they are now; they may be written into later.
-    scores = [additive_scores(query, self.key(k), energy) for k in (keys.clone(), versions)]
+    scores = []
+    for some in (keys.clone(), versions): scores.append(additive_scores(query, self.key(some), energy))
     return read_cache(torch.cat(scores, -1), plan)
 
 # %% ../nbs/03_cache.ipynb #5132953e

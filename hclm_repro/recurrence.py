@@ -34,7 +34,7 @@ class Packing(Plan):
     last: torch.Tensor = of_shape('sequences')            # row of each sequence's last element
     empty: torch.Tensor = of_shape('sequences')           # whether a sequence has no element
 
-# %% ../nbs/04a_recurrence.ipynb #ab0110e8
+# %% ../nbs/04a_recurrence.ipynb #f8666adb
 def pack(lengths) -> Packing:
     "The `Packing` of sequences of `lengths` that lie end to end."
     lengths = np.asarray(lengths, dtype=np.int64)
@@ -52,7 +52,9 @@ def pack(lengths) -> Packing:
     row = first_row[step] + rank[sequence]
 
     before = row
-    if len(sizes): before = np.arange(sizes[0], sizes.sum()) - np.repeat(sizes[:-1], sizes[1:])
+    if len(sizes):
+        later = np.arange(sizes[0], sizes.sum())
+        before = later - np.repeat(sizes[:-1], sizes[1:])
     filled = lengths > 0
     last = np.zeros_like(lengths)
     last[filled] = row[(starts + lengths - 1)[filled]]
@@ -64,7 +66,7 @@ def project(lstm:nn.LSTM, inputs):
     "The input product of an `nn.LSTM`, `(rows, 4 units)`."
     return F.linear(inputs, lstm.weight_ih_l0, lstm.bias_ih_l0 + lstm.bias_hh_l0)
 
-# %% ../nbs/04a_recurrence.ipynb #2a9d144e
+# %% ../nbs/04a_recurrence.ipynb #dc420dc5
 _HELD_NUMBERS = 1 << 17   # numbers of a hidden state in a block, half a megabyte in float32
 
 @dataclass
@@ -77,14 +79,16 @@ class Block:
 def sequence_blocks(batch_sizes, units:int, device:torch.device):
     "`Block`s of sequences whose hidden states are `_HELD_NUMBERS` numbers at most; on a card all in one."
     whole = batch_sizes[0] if batch_sizes else 0
-    most = max(32, _HELD_NUMBERS // units) if device.type == 'cpu' else max(1, whole)
+    most = max(1, whole)
+    if device.type == 'cpu': most = max(32, _HELD_NUMBERS // units)
     starts = list(accumulate(batch_sizes, initial=0))
     blocks = []
     for first in range(0, whole, most):
         steps = []
         for start, alive in zip(starts, batch_sizes):
             if alive <= first: break
-            steps.append(slice(start + first, start + min(first + most, alive)))
+            end = min(first + most, alive)
+            steps.append(slice(start + first, start + end))
         blocks.append(Block(first, most, steps))
     return blocks
 
@@ -98,7 +102,7 @@ def buffer_rows(rows:int, dtype:torch.dtype) -> int:
     "Rows of a buffer that is read in whole units from any row on, and has few different sizes itself."
     return rows if dtype.itemsize > 2 else in_units(rows + 15, dtype, 256)
 
-# %% ../nbs/04a_recurrence.ipynb #fb6d0743
+# %% ../nbs/04a_recurrence.ipynb #7e11dddd
 @dataclass
 class Trace:
     "What the forward pass of `ragged_lstm` keeps; g is the LSTM's cell candidate, i, f, o its gates."
@@ -112,9 +116,11 @@ def _allocate(h0, rows, dtype):
     units = h0.shape[1]
     hidden = h0.new_empty(buffer_rows(rows, dtype), units, dtype=dtype)
     hidden[rows:] = 0
-    return Trace(h0.new_empty(rows, 4 * units), h0.new_empty(rows, units), h0.new_empty(rows, units), hidden)
+    gates = h0.new_empty(rows, 4 * units)
+    cells = h0.new_empty(rows, units)
+    return Trace(gates, cells, torch.empty_like(cells), hidden)
 
-# %% ../nbs/04a_recurrence.ipynb #2eb83890
+# %% ../nbs/04a_recurrence.ipynb #67dcce34
 def step_forward(inputs, symbols, before, c, recurrent, workspace, trace, rows):
     "One step: fill `rows` of `trace` from the hidden states `before` and the cells `c`; the next cells."
     n = rows.stop - rows.start
@@ -128,8 +134,10 @@ def step_forward(inputs, symbols, before, c, recurrent, workspace, trace, rows):
 
     i, f, g, o = gates.sigmoid_().chunk(4, 1)
     cells = trace.cells[rows]
-    torch.addcmul(i, f, c[:n], out=cells).addcmul_(i, g, value=-2)   # f c + i tanh(g)
-    squashed = torch.mul(cells, -2, out=trace.squashed[rows]).sigmoid_()
+    torch.addcmul(i, f, c[:n], out=cells)   # f c + i
+    cells.addcmul_(i, g, value=-2)          # f c + i tanh(g)
+    squashed = torch.mul(cells, -2, out=trace.squashed[rows])
+    squashed.sigmoid_()
     torch.addcmul(o, o, squashed, value=-2, out=trace.hidden[rows])  # o tanh(c)
     return cells
 
@@ -173,7 +181,7 @@ def step_backward(h, c, gates, squashed, before, d_gates, spare):
     _sigmoid_backward(d_gates, gates, grad_input=d_gates)
     c.mul_(f)
 
-# %% ../nbs/04a_recurrence.ipynb #f8e4c2ca
+# %% ../nbs/04a_recurrence.ipynb #8bfb314a
 def _block_backward(block, grad, symbols, trace, c0, recurrent, d_inputs, d_all, d_h, d_c):
     "The steps of `block` backwards; `d_h`, `d_c` `(sequences of the block, units)` begin as zeros."
     dtype = recurrent.dtype
@@ -182,7 +190,8 @@ def _block_backward(block, grad, symbols, trace, c0, recurrent, d_inputs, d_all,
     for t in reversed(range(len(block.steps))):
         rows = block.steps[t]
         n = rows.stop - rows.start
-        before = trace.cells[block.steps[t - 1]][:n] if t else c0[block.first:block.first + n]
+        if t: before = trace.cells[block.steps[t - 1]][:n]
+        else: before = c0[block.first:block.first + n]
         h = d_h[:n].add_(grad[rows])
         d_gates = workspace[:n]
         step_backward(h, d_c[:n], trace.gates[rows], trace.squashed[rows], before, d_gates, spare[:n])
@@ -294,7 +303,7 @@ class CharLSTM(LanguageModel):
         ledger = dict(position=0, last=[self.alphabet.start] * lanes)   # the last symbol of each lane
         return dict(h=zero, c=zero), ledger
 
-# %% ../nbs/04a_recurrence.ipynb #bfd5f7ed
+# %% ../nbs/04a_recurrence.ipynb #877a3942
 @dataclass(frozen=True)
 class CharLSTMPlan(Plan):
     "A segment for the character LSTM. A lane is one sequence, or several where the state starts over."
@@ -312,7 +321,8 @@ def terminated_symbols(alphabet, tokens):
     "Symbols `(symbols,)` of `tokens` with terminators, and how many each token has; `PADDING` has none."
     real = [token != PADDING for token in tokens]
     lengths = np.zeros(len(tokens), np.int64)
-    symbols, lengths[real] = alphabet.encode([token for token in tokens if token != PADDING], terminated=True)
+    read = [token for token in tokens if token != PADDING]
+    symbols, lengths[real] = alphabet.encode(read, terminated=True)
     return symbols, lengths
 
 # %% ../nbs/04a_recurrence.ipynb #37c77b84
@@ -366,13 +376,14 @@ def prepare(self:CharLSTM, segment, ledger, following=None):
     last = last_symbols(symbols, pieces, ledger['last'])
     return plan, dict(ledger, position=ledger['position'] + count, last=last)
 
-# %% ../nbs/04a_recurrence.ipynb #b04fdc01
+# %% ../nbs/04a_recurrence.ipynb #42a62829
 @patch
 def _starts(self:CharLSTM, carried, plan):
     "States `(lanes * pieces, units)` of all sequences from those `carried` `(lanes, units)`: the first piece's."
     first = torch.zeros_like(carried) if plan.cold else carried
     others = carried.new_zeros(plan.lanes, plan.pieces - 1, self.config.units)
-    return torch.cat([first[:, None], others], 1).flatten(0, 1)
+    by_lane = torch.cat([first[:, None], others], 1)
+    return by_lane.flatten(0, 1)
 
 @patch
 def forward(self:CharLSTM, plan, state, reuse=False):
@@ -384,11 +395,14 @@ def forward(self:CharLSTM, plan, state, reuse=False):
     logits = self.output(self.dropout(hidden))
     nats = symbol_nats(logits, plan.targets, plan.word_start)
 
-    def last(states): return states.view(plan.lanes, plan.pieces, -1)[:, -1].detach()
+    def last(states):
+        by_lane = states.view(plan.lanes, plan.pieces, -1)
+        return by_lane[:, -1].detach()
+
     words = sum_by_word(nats, plan.word, (plan.lanes, plan.words))
     return Predictions(words), dict(h=last(h), c=last(c))
 
-# %% ../nbs/04a_recurrence.ipynb #efdfafa2
+# %% ../nbs/04a_recurrence.ipynb #07f5ab9f
 @patch
 def training_flops(self:CharLSTM, plan):
     "Floating-point operations of the matrix products of one update on `plan`."
@@ -396,7 +410,8 @@ def training_flops(self:CharLSTM, plan):
     rows = len(plan.targets)
     lstm_gates = 4 * units
     table = self.alphabet.symbols * self.config.embedding * lstm_gates
-    return 6 * (rows * units * lstm_gates + table + rows * units * self.alphabet.outputs)
+    output = rows * units * self.alphabet.outputs
+    return 6 * (rows * units * lstm_gates + table + output)
 
 @patch
 def sample(self:CharLSTM, state, ledger, sampler) -> str:
