@@ -77,11 +77,17 @@ def test_valid(path):
     assert nb.metadata.kernelspec == {'name': 'python3', 'language': 'python', 'display_name': 'python3'}
 
 
+# Two chapters before the first model, whose cells are counted, have many cells that export and few that show.
+least_shown = {'01b_corpora': 0.55, '01c_model': 0.35}
+
+
 @each
 def test_outputs_are_stored(path):
     cells = code_cells(path)
     assert not [c.source for c in cells for o in c.outputs if o.output_type == 'error']
-    assert 3 * sum(bool(c.outputs) for c in cells) >= 2 * len(cells)
+    exporting = [c for c in cells if '#| export' in c.source]
+    assert sum(bool(c.outputs) for c in cells) >= least_shown.get(path.stem, 2 / 3) * len(cells)
+    if path.stem in least_shown: assert 10 * sum(bool(c.outputs) for c in cells) >= 9 * (len(cells) - len(exporting))
 
 
 @each
