@@ -23,7 +23,7 @@ from .model import Dropout, Plan, Predictions, float32_at_least, of_shape, optio
 from .transformer import (
     Transformer, TransformerConfig, WindowPlan, empty_past, plan_window, slide, stack_flops, window_pairs)
 
-# %% ../nbs/06c_rivals.ipynb #55a1a6bf
+# %% ../nbs/06c_rivals.ipynb #c7b08c52
 class FlatTransformer(ByteLevel):
     """What the two rivals share. A subclass says into which `symbols` a chunk is cut, has the numbers of the
     symbols `start` and `unknown`, and gives `spelled`, the bytes of a symbol."""
@@ -46,8 +46,9 @@ class FlatTransformer(ByteLevel):
     def begin(self, lanes):
         "State and ledger before anything was read; `h` `(lanes, units)` predicts the next symbol."
         like = self.output.weight
+        h = like.new_zeros(lanes, self.config.units)
         past = empty_past(self.backbone, lanes, self.config.context_symbols, like)
-        return dict(h=like.new_zeros(lanes, self.config.units), past=past), self.begin_ledger(lanes)
+        return dict(h=h, past=past), self.begin_ledger(lanes)
 
 # %% ../nbs/06c_rivals.ipynb #57339874
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def places(self:ByteTransformer, read):
     last = np.roll(symbols, -1) == WORD_BYTE   # what follows the last byte of a chunk is the next chunk's
     return torch.from_numpy(places[~last])
 
-# %% ../nbs/06c_rivals.ipynb #bc5287a4
+# %% ../nbs/06c_rivals.ipynb #0b3daeea
 def whole_chunks():
     "The rule of the tokenizer: a chunk is spelled in bytes, each shown as a character, and never cut."
     from tokenizers import pre_tokenizers
@@ -96,8 +97,11 @@ def learn_merges(tokens, vocabulary):
     rule = whole_chunks()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = rule
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=rule.alphabet(), show_progress=False)
-    known = (chunk.decode() for chunk in byte_chunks([tokens]) if chunk != bytes([UNKNOWN_BYTE]))
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary,
+                                  initial_alphabet=rule.alphabet(),
+                                  show_progress=False)
+    unknown = bytes([UNKNOWN_BYTE])
+    known = (chunk.decode() for chunk in byte_chunks([tokens]) if chunk != unknown)
     tokenizer.train_from_iterator(known, trainer)
 
     lines = []
@@ -105,13 +109,14 @@ def learn_merges(tokens, vocabulary):
         lines.append(pair if isinstance(pair, str) else ' '.join(pair))   # older versions write strings
     return '\n'.join(lines)
 
-# %% ../nbs/06c_rivals.ipynb #476d9a48
+# %% ../nbs/06c_rivals.ipynb #fc226ad0
 def tokenizer_of(merges):
     "The tokenizer of `merges`, and the names of its symbols: the 256 bytes first, one character each."
     from tokenizers import Tokenizer, models
     rule = whole_chunks()
     pairs = [tuple(line.split(' ')) for line in merges.split('\n') if line]
-    names = sorted(rule.alphabet()) + [a + b for a, b in pairs]
+    joined = [first + second for first, second in pairs]
+    names = sorted(rule.alphabet()) + joined
     numbers = {name: i for i, name in enumerate(names)}
     tokenizer = Tokenizer(models.BPE(numbers, pairs))
     tokenizer.pre_tokenizer = rule
@@ -120,9 +125,9 @@ def tokenizer_of(merges):
 def byte_characters():
     "The byte of each character by which the tokenizer shows bytes (GPT-2's `bytes_to_unicode`)."
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]   # these as themselves
-    others = [b for b in range(256) if b not in shown]
-    table = {chr(b): b for b in shown}
-    table.update({chr(256 + i): b for i, b in enumerate(others)})
+    table = {chr(byte): byte for byte in shown}
+    others = [byte for byte in range(256) if byte not in shown]
+    for i, byte in enumerate(others): table[chr(256 + i)] = byte
     return table
 
 # %% ../nbs/06c_rivals.ipynb #7b147eb4
@@ -133,7 +138,7 @@ class SubwordTransformerConfig(TransformerConfig):
     vocabulary: int = option(4096, at_least=256, doc='subwords that are learned, the 256 bytes among them')
     merges: str = option('', doc='byte pairs that the tokenizer joins, one a line; learned from training text')
 
-# %% ../nbs/06c_rivals.ipynb #1238e1c7
+# %% ../nbs/06c_rivals.ipynb #71499667
 class SubwordTransformer(FlatTransformer):
     """Subwords in one row: byte pairs, none across words. A text can be cut in many ways and one is counted:
     its bits are an upper bound."""
@@ -141,26 +146,29 @@ class SubwordTransformer(FlatTransformer):
 
     def __init__(self, config: SubwordTransformerConfig):
         tokenizer, names = tokenizer_of(config.merges)
-        super().__init__(config, outputs=len(names), inputs=len(names) + 2)
+        count = len(names)
+        super().__init__(config, outputs=count, inputs=count + 2)
         self.tokenizer = tokenizer
         self.names = names
         self.byte_of = byte_characters()
-        self.unknown = len(names)
-        self.start = len(names) + 1
+        self.unknown = count
+        self.start = count + 1
         self.known = {}   # chunk -> its symbols
 
     @classmethod
     def config_for(cls, config, corpus, min_count=25):
         "`config` with byte pairs learned from the training text."
-        return replace(config, merges=learn_merges(corpus.words('train'), config.vocabulary))
+        merges = learn_merges(corpus.words('train'), config.vocabulary)
+        return replace(config, merges=merges)
 
-# %% ../nbs/06c_rivals.ipynb #b61d2e4c
+# %% ../nbs/06c_rivals.ipynb #c2150b5e
 @patch
 def symbols(self:SubwordTransformer, chunk):
     "The numbers of the subwords of a chunk."
     if chunk in self.known: return self.known[chunk]
     if len(self.known) > 1 << 18: self.known.clear()
-    self.known[chunk] = self.tokenizer.encode(chunk.decode()).ids
+    encoded = self.tokenizer.encode(chunk.decode())
+    self.known[chunk] = encoded.ids
     return self.known[chunk]
 
 @patch
@@ -196,7 +204,7 @@ def lay_line(pieces, starts, start):
         symbols += piece
     return Line(symbols, begins)
 
-# %% ../nbs/06c_rivals.ipynb #29bd3c16
+# %% ../nbs/06c_rivals.ipynb #a7946852
 def plan_ragged(lines, valid, context):
     """Inputs `(lanes, longest)` of `Line`s of different lengths, these lengths, their `WindowPlan`, and how
     many carried inputs of each lane are valid after, where `valid` were before."""
@@ -208,11 +216,13 @@ def plan_ragged(lines, valid, context):
     after = []
     for i, line in enumerate(lines):
         count = len(line.symbols)
+        own, left = plan_window(count, line.begins, valid[i], context)
         inputs[i, :count] = line.symbols
-        first[i, :count], left = plan_window(count, line.begins, valid[i], context)
+        first[i, :count] = own
         after.append(left)
     keep = lengths[:, None] + np.arange(context - 1)
-    return inputs, lengths, WindowPlan(torch.from_numpy(first), torch.from_numpy(keep)), after
+    window = WindowPlan(torch.from_numpy(first), torch.from_numpy(keep))
+    return inputs, lengths, window, after
 
 # %% ../nbs/06c_rivals.ipynb #41a96701
 @dataclass(frozen=True)
@@ -228,7 +238,7 @@ class FlatPlan(Plan):
     last: torch.Tensor = of_shape('lanes')         # the last output of each lane
     places: torch.Tensor = of_shape('targets')     # as of `allowed_bytes`, where known
 
-# %% ../nbs/06c_rivals.ipynb #0397803f
+# %% ../nbs/06c_rivals.ipynb #b9d42b53
 @patch
 def prepare(self:FlatTransformer, segment, ledger, following=None):
     "The `FlatPlan` of a segment, and the next ledger. Where `following` is not given, a space is assumed."
@@ -239,7 +249,8 @@ def prepare(self:FlatTransformer, segment, ledger, following=None):
     lines = []
     for first in range(0, lanes * count, count):
         lines.append(lay_line(pieces[first:first + count], starts, self.start))
-    inputs, lengths, window, valid = plan_ragged(lines, ledger['valid'], self.config.context_symbols)
+    context = self.config.context_symbols
+    inputs, lengths, window, valid = plan_ragged(lines, ledger['valid'], context)
 
     real = np.arange(inputs.shape[1]) < lengths[:, None]
     scored = real & (inputs != self.start) & (inputs != self.unknown)
@@ -250,10 +261,11 @@ def prepare(self:FlatTransformer, segment, ledger, following=None):
     last = lengths + width * np.arange(lanes)
     arrays = inputs, lane * width + column, inputs[scored], word, last
     tensors = [torch.from_numpy(array) for array in arrays]
-    after = dict(ledger, position=ledger['position'] + count, fresh=False, valid=valid, before=read.after)
+    position = ledger['position'] + count
+    after = dict(ledger, position=position, fresh=False, valid=valid, before=read.after)
     return FlatPlan(lanes, count, window, *tensors, self.places(read)), after
 
-# %% ../nbs/06c_rivals.ipynb #8254040f
+# %% ../nbs/06c_rivals.ipynb #52cf35ac
 @patch
 def logits(self:FlatTransformer, outputs, places=None):
     "Logits `(rows, symbols)` in float32 at least, minus infinity where `places` `(rows,)` forbid a byte."
@@ -267,33 +279,41 @@ def read_row(self:FlatTransformer, plan, state):
     "Logits `(targets, symbols)` of each symbol with a loss, and the next state."
     inputs = self.dropout(self.embedding(plan.inputs))
     outputs, past = slide(self.backbone, inputs, state['past'], plan.window)
-    shifted = torch.cat([state['h'][:, None].to(outputs.dtype), outputs], 1)   # one input later
-    flat = shifted.flatten(0, 1)
-    after = dict(h=flat.index_select(0, plan.last).detach(), past=past)
-    return self.logits(flat.index_select(0, plan.rows), plan.places), after
+    before = state['h'][:, None].to(outputs.dtype)
+    flat = torch.cat([before, outputs], 1).flatten(0, 1)   # each output one input later
+    h = flat.index_select(0, plan.last)
+    predicting = flat.index_select(0, plan.rows)
+    return self.logits(predicting, plan.places), dict(h=h.detach(), past=past)
 
 @patch
 def forward(self:FlatTransformer, plan, state, reuse=False):
     "`Predictions` of a segment and the next state. Nothing of `state` is written into, whatever `reuse`."
     logits, after = self.read_row(plan, state)
     nats = F.cross_entropy(logits, plan.targets, reduction='none')
-    return Predictions(sum_by_word(nats, plan.word, (plan.lanes, plan.words))), after
+    by_word = sum_by_word(nats, plan.word, (plan.lanes, plan.words))
+    return Predictions(by_word), after
 
-# %% ../nbs/06c_rivals.ipynb #8e8ab5bd
+# %% ../nbs/06c_rivals.ipynb #b59e76b5
 @patch
 def words_right(self:FlatTransformer, plan, state):
     """Of the words with a loss: whether every symbol is the likeliest given those before it, and their places
     in the segment, `(chunks,)` each. And the next state."""
     logits, after = self.read_row(plan, state)
     wrong = (logits.argmax(-1) != plan.targets).long()
-    count = wrong.new_zeros(plan.lanes * plan.words).index_add(0, plan.word, wrong)
+    none = wrong.new_zeros(plan.lanes * plan.words)
+    count = none.index_add(0, plan.word, wrong)
     coded = plan.word.unique()
     return count[coded] == 0, coded, after
 
 @patch
-def training_flops(self:FlatTransformer, plan):
-    "Operations of the matrix products of one update on `plan`, attention in full."
+def module_flops(self:FlatTransformer, plan):
+    "Operations of a forward pass by module, attention in full."
     lanes, count = plan.inputs.shape
     pairs = window_pairs(lanes, count, self.config.context_symbols - 1)
-    outputs = 2 * len(plan.targets) * self.output.weight.numel()
-    return 3 * (stack_flops(self.backbone, lanes * count, pairs) + outputs)
+    return dict(backbone=stack_flops(self.backbone, lanes * count, pairs),
+                output=2 * len(plan.targets) * self.output.weight.numel())
+
+@patch
+def training_flops(self:FlatTransformer, plan):
+    "Operations of the matrix products of one update on `plan`, attention in full."
+    return 3 * sum(self.module_flops(plan).values())

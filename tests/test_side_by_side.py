@@ -71,7 +71,7 @@ def children(pid):
 
 
 def test_an_interrupt_ends_the_workers_and_they_resume(tmp_path):
-    process = start(tmp_path, tmp_path/'long', 2, 4e-3, 4_800)
+    process = start(tmp_path, tmp_path/'long', 2, 4e-3, 2_400)
     while not list((tmp_path/'long').glob('*/checkpoint.pt')):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
@@ -80,7 +80,7 @@ def test_an_interrupt_ends_the_workers_and_they_resume(tmp_path):
     assert process.wait(3600) != 0
     assert not [pid for pid in workers if os.path.exists(f'/proc/{pid}')]
     assert not records(tmp_path/'long')
-    code, _, errors = done(tmp_path, tmp_path/'long', 2, 4e-3, 4_800)
+    code, _, errors = done(tmp_path, tmp_path/'long', 2, 4e-3, 2_400)
     assert code == 0, errors[-3000:]
     resumed = [record['resumed'] for record in records(tmp_path/'long').values()]
     assert len(resumed) == 3 and max(resumed) == 1
