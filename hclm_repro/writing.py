@@ -28,7 +28,7 @@ def split_prompt(prompt):
     if complete: return tokens, b''
     return tokens[:-1], tokens[-1].encode()
 
-# %% ../nbs/06e_writing.ipynb #a271da5a
+# %% ../nbs/06e_writing.ipynb #6807edb9
 @patch
 def read(self:HAT, plan, state, vectors=None, reuse=False):
     "The state after a segment that is read and not scored; `vectors` of its chunks, where they are known."
@@ -44,7 +44,6 @@ def start_stream(self:HAT, state):
     outputs, past = slide(self.backbone, inputs, state['past'], WindowPlan(first))
     return outputs[:, 0], past
 
-# %% ../nbs/06e_writing.ipynb #a54160f5
 @patch
 def read_prompt(self:HAT, prompt):
     "State and ledger after `prompt`, and the bytes of its incomplete last word."
@@ -54,9 +53,8 @@ def read_prompt(self:HAT, prompt):
         plan, ledger = self.prepare([tokens], ledger, [A_WORD])
         return self.read(plan.to(self.device), state), ledger, given
     h, past = self.start_stream(state)
-    valid = min(1, past.shape[3])
     state = dict(state, h=h, past=past)
-    ledger = dict(ledger, fresh=False, valid=[valid])
+    ledger = dict(ledger, fresh=False, valid=[min(1, past.shape[3])])
     return state, ledger, given
 
 # %% ../nbs/06e_writing.ipynb #60cabf42
@@ -170,7 +168,7 @@ def next_contexts(self:HAT, state, ledger):
     if self.restart_points('state_reset', ledger): return self.start_stream(state)[0]
     return state['h']
 
-# %% ../nbs/06e_writing.ipynb #1d28bf1b
+# %% ../nbs/06e_writing.ipynb #c4c2405c
 def join_lanes(states, ledgers):
     "One state and ledger of many lanes from those of single ones, whatever each has read."
     joined = dict(h=torch.cat([state['h'] for state in states]),
@@ -186,7 +184,6 @@ def join_lanes(states, ledgers):
         if name in ledger: ledger[name] = [own[name][0] for own in ledgers]
     return joined, ledger
 
-# %% ../nbs/06e_writing.ipynb #8b916d73
 @dataclass
 class Writer:
     "One of the texts that are written side by side."
