@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LINE_END', 'PADDING', 'UNKNOWN', 'DUMMY', 'TERMINATOR', 'split_words', 'join_words', 'canonical', 'characters',
-           'opener', 'stream_words', 'Alphabet', 'quotients']
+           'read_pieces', 'stream_words', 'Alphabet', 'quotients']
 
-# %% ../nbs/01a_text.ipynb #6323324c
-import lzma
+# %% ../nbs/01a_text.ipynb #333f570d
+import codecs, lzma, os, stat
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -63,26 +63,64 @@ def characters(tokens, following:str=None):
         lengths.append(length)
     return np.array(lengths, dtype=np.int64)
 
-# %% ../nbs/01a_text.ipynb #a3e4afc7
-def opener(path):
-    "The function that opens the file `path`: `lzma.open` if it ends in `.xz`, else `open`."
-    return lzma.open if Path(path).suffix == '.xz' else open
+# %% ../nbs/01a_text.ipynb #5088da0a
+_TEXT_FILE = 'a UTF-8 text file, plain or .xz'
+_KINDS = {stat.S_IFDIR: 'a folder', stat.S_IFIFO: 'a pipe', stat.S_IFSOCK: 'a socket',
+          stat.S_IFCHR: 'a device', stat.S_IFBLK: 'a device'}
 
-def stream_words(path, block:int=1 << 16):
-    """The tokens of a UTF-8 file (`.xz` or plain) one by one, reading `block` characters at a time.
+def _open_file(path):
+    "The file `path`, opened to read its bytes. Raises `ValueError` for a folder, a pipe or a device."
+    try: kind = stat.S_IFMT(os.stat(path).st_mode)
+    except ValueError: raise ValueError(f'{path!r} is no name of a file; allowed: {_TEXT_FILE}') from None
+    if kind in _KINDS: raise ValueError(f'{path} is {_KINDS[kind]}; allowed: {_TEXT_FILE}')
+    return open(path, 'rb')
 
-    Raises `ValueError` if the file is not UTF-8."""
+def _unpack(blocks):
+    "What the `.xz` streams in `blocks` of bytes hold. Raises `LZMAError` if one is not whole, or is none."
+    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+    for data in blocks:
+        while data:
+            if stream.eof: stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+            yield stream.decompress(data)
+            data = stream.unused_data   # what follows the end of the stream
+    if not stream.eof: raise lzma.LZMAError('it ends too early')
+
+# %% ../nbs/01a_text.ipynb #de8cce7a
+def read_pieces(path, size:int=1 << 16):
+    """The text of a UTF-8 file, plain or `.xz`, piece by piece; `size`: bytes read at once.
+
+    Raises `ValueError` for what is not a file, not UTF-8 or not a whole `.xz`, `OSError` for what cannot be
+    read."""
+    decoder = codecs.getincrementaldecoder('utf-8')()
+    done = 0
+    try:
+        with _open_file(path) as file:
+            blocks = iter(partial(file.read, size), b'')
+            if Path(path).suffix == '.xz': blocks = _unpack(blocks)
+            for block in blocks:
+                done += len(block)
+                yield decoder.decode(block)
+        yield decoder.decode(b'', final=True)
+        return
+    except OSError as error:
+        fault = f'{path} cannot be read ({error.strerror})'
+        raise type(error)(f'{fault}; allowed: {_TEXT_FILE}') from None
+    except lzma.LZMAError as error: fault = f'is not a whole .xz file ({error})'
+    except UnicodeDecodeError as error:
+        fault = f'is not UTF-8 text (byte {done - len(error.object) + error.start})'
+    raise ValueError(f'{path} {fault}; allowed: {_TEXT_FILE}')
+
+# %% ../nbs/01a_text.ipynb #7975d1a1
+def stream_words(path, size:int=1 << 16):
+    """The tokens of a UTF-8 file, plain or `.xz`, one by one, reading `size` bytes at a time.
+
+    Raises what `read_pieces` raises."""
     rest = ''
-    with opener(path)(path, 'rt', encoding='utf-8', newline=LINE_END) as file:
-        try:
-            while piece := file.read(block):
-                rest += piece
-                cut = max(rest.rfind(' '), rest.rfind(LINE_END)) + 1
-                yield from split_words(rest[:cut])
-                rest = rest[cut:]
-        except UnicodeDecodeError as error:
-            fault = f'{path} is not UTF-8 text ({error.reason})'
-            raise ValueError(f'{fault}; allowed: a UTF-8 file, plain or .xz') from None
+    for piece in read_pieces(path, size):
+        rest += piece
+        cut = max(rest.rfind(' '), rest.rfind(LINE_END)) + 1
+        yield from split_words(rest[:cut])
+        rest = rest[cut:]
     yield from split_words(rest)
 
 # %% ../nbs/01a_text.ipynb #ef8a2eac
@@ -92,6 +130,13 @@ class Alphabet:
     characters: str
 
     terminator, line_end, dummy = 0, 1, 2
+
+    def __post_init__(self):
+        "Raises `ValueError` for a character that is there twice, or that no word can hold."
+        for c, count in Counter(self.characters).items():
+            if count == 1 and c not in (' ', LINE_END) and not '\ud800' <= c <= '\udfff': continue
+            fault = f'alphabet holds {c!r} {count} times'
+            raise ValueError(f'{fault}; allowed: each character once, none of them a space, line end or surrogate')
 
     @classmethod
     def of(cls, tokens, min_count:int=25):
@@ -174,15 +219,20 @@ def surcharge(self:Alphabet) -> float:
     others = 1_112_064 - len(self.characters) - 2
     return float(np.log2(others))
 
-# %% ../nbs/01a_text.ipynb #8aa0b710
+# %% ../nbs/01a_text.ipynb #480a3ef9
+def _perplexity(bits):
+    "2 to the `bits`, or None if that is more than a float can hold."
+    return 2 ** bits if bits < 1024 else None
+
 def quotients(bits:float, counts:dict) -> dict:
     """Total `bits` of a split divided by each of its `counts`.
 
     `bpc` (bits per character, rule B), `bpc_file` (per character of the file, rule A), `bits_per_byte`,
-    `word_ppl` (2 to the bits per word) and `char_ppl` (2 to the `bpc`)."""
+    `word_ppl` (2 to the bits per word) and `char_ppl` (2 to the `bpc`); a perplexity is None if it is too large
+    for a float."""
     bpc = bits / counts['characters']
     return dict(bpc=bpc,
                 bpc_file=bits / counts['file_characters'],
                 bits_per_byte=bits / counts['bytes'],
-                word_ppl=2 ** (bits / counts['words']),
-                char_ppl=2 ** bpc)
+                word_ppl=_perplexity(bits / counts['words']),
+                char_ppl=_perplexity(bpc))
