@@ -104,7 +104,7 @@ def word_accuracy(model, tokens, lanes=8):
         following = [lane[0] for lane in next_segment]
         plan, ledger = model.prepare(segment, ledger, following)
         plan = plan.to(model.device)
-        with evaluating(model): hits, coded, state = model.words_right(plan, state)
+        with evaluating(model) as view: hits, coded, state = view.words_right(plan, state)
         is_word = [token != LINE_END for lane in segment for token in lane]
         words = torch.tensor(is_word, device=model.device)[coded]
         right += int((hits & words).sum())

@@ -274,11 +274,11 @@ def agree(loops:LanguageModel, fast:LanguageModel, tokens:list, lanes:int, segme
     difference = (a - b).abs() / a.abs().clamp(min=1)
     return difference.max().item(), gradient_difference((loops, fast), losses)
 
-# %% ../nbs/04b_run2.ipynb #94d91e3c
+# %% ../nbs/04b_run2.ipynb #c13c4582
 def with_choices(model:LanguageModel, **choices) -> LanguageModel:
     "A copy of `model`, same weights, with other choices of its config (resets, slots)."
     config = replace(model.config, **choices)
     other = type(model)(config)
     other = other.to(model.device, next(model.parameters()).dtype)
     other.load_state_dict(model.state_dict())
-    return other
+    return other.train(model.training)
