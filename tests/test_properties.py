@@ -37,7 +37,7 @@ tokens = st.lists(st.just(LINE_END) | st.sampled_from(['a', 'b', 'bc', 'â˜ƒ']) |
 
 # Canonical text
 
-@examples(100, 5_000)
+@examples(100, 1_500)
 @given(texts)
 def test_canonical_text(text):
     once = canonical(text)
@@ -47,12 +47,12 @@ def test_canonical_text(text):
     assert '  ' not in once and ' \n' not in once and '\n ' not in once and once.strip(' ') == once
 
 
-@examples(100, 5_000)
+@examples(100, 1_500)
 @given(tokens)
 def test_tokens_come_back(tokens): assert split_words(join_words(tokens)) == tokens
 
 
-@examples(30, 1_000)
+@examples(30, 500)
 @given(text=texts, size=st.integers(1, 9), cut=st.integers(0, 200))
 def test_a_file_has_the_words_of_its_text(tmp_path_factory, text, size, cut):
     folder = tmp_path_factory.mktemp('file')
@@ -64,13 +64,13 @@ def test_a_file_has_the_words_of_its_text(tmp_path_factory, text, size, cut):
 
 # Counting
 
-@examples(100, 5_000)
+@examples(100, 1_500)
 @given(texts)
 def test_characters_are_those_of_the_canonical_text(text):
     assert characters(split_words(text)).sum() == len(canonical(text))
 
 
-@examples(100, 5_000)
+@examples(100, 1_500)
 @given(tokens, tokens)
 def test_characters_add_up(first, second):
     following = second[0] if second else None
@@ -78,7 +78,7 @@ def test_characters_add_up(first, second):
     assert parts == characters(first + second).tolist()
 
 
-@examples(50, 2_000)
+@examples(50, 700)
 @given(texts)
 def test_counts_of_a_corpus(text):
     corpus = Corpus('any', train=text, valid=text, unknown='<unk>')
@@ -92,7 +92,7 @@ def test_counts_of_a_corpus(text):
     assert trained['unknown'] == split_words(text).count('<unk>') and counts['unknown'] == 0
 
 
-@examples(50, 2_000)
+@examples(50, 700)
 @given(st.floats(0, 1e9), *[st.integers(1, 10**9)] * 4)
 def test_quotients_are_one_number(bits, characters, file_characters, size, words):
     counts = dict(characters=characters, file_characters=file_characters, bytes=size, words=words)
@@ -107,7 +107,7 @@ def test_quotients_are_one_number(bits, characters, file_characters, size, words
 
 # Alphabets
 
-@examples(50, 2_000)
+@examples(50, 700)
 @given(tokens, tokens, st.integers(1, 3))
 def test_alphabets(learned, read, least):
     alphabet = Alphabet.of(learned, least)
@@ -123,7 +123,7 @@ def test_alphabets(learned, read, least):
 
 # Lanes
 
-@examples(100, 5_000)
+@examples(100, 1_500)
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 9))
 def test_lanes_read_every_word_once_and_in_order(count, lanes, segment_words):
     assume(lanes <= count)
@@ -140,7 +140,7 @@ def test_lanes_read_every_word_once_and_in_order(count, lanes, segment_words):
     assert sum(map(segment_characters, segments)) == sum(len(word) + 1 for word in whole)
 
 
-@examples(50, 1_000)
+@examples(50, 700)
 @given(st.integers(1, 50), st.integers(1, 50))
 def test_processes_share_the_lanes(lanes, processes):
     assume(processes <= lanes)
@@ -168,7 +168,7 @@ class Simple:
         self.held[word] = version
 
 
-@examples(100, 5_000)
+@examples(100, 1_500)
 @given(st.lists(lane_segments, min_size=1, max_size=2), st.sampled_from([None, 1, 2, 3, 5]))
 @example([[(['a', 'b', 'a', 'c'], set())]], 2)
 def test_cache_plans_are_a_dictionary(lanes, slots):
@@ -206,7 +206,7 @@ def test_cache_plans_are_a_dictionary(lanes, slots):
         held = after
 
 
-@examples(50, 2_000)
+@examples(50, 700)
 @given(st.lists(few, min_size=2, max_size=30), st.integers(1, 29), st.sampled_from([None, 1, 2, 3, 5]))
 def test_a_segment_may_be_cut_anywhere(tokens, cut, slots):
     assume(cut < len(tokens))
@@ -253,7 +253,7 @@ spoken = st.lists(st.sampled_from(['a', 'ta', 'tea', 'ion', 'the', LINE_END, 'â˜
 
 @pytest.mark.parametrize('reset', [0, 1], ids=['carried', 'reset'])
 @pytest.mark.parametrize('name', [name for name, cls in MODELS.items() if cls.__module__.startswith('hclm_repro')])
-@examples(6, 200)
+@examples(6, 60)
 @given(spoken, st.sets(st.integers(1, 13), max_size=4))
 def test_scores_are_carried(name, reset, tokens, cuts):
     model = model_of(name, reset)
