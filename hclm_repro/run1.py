@@ -173,15 +173,18 @@ def point(self:LoopHCLM, slots, h, word):
     available = torch.full((), len(slots) > 0, device=h.device)
     return Source('copy', logit, log_p, says, available)
 
-# %% ../nbs/02_run1.ipynb #fbdf42d1
+# %% ../nbs/02_run1.ipynb #8d526738
 @patch
 def predict_word(self:LoopHCLM, word, h, slots):
     "The `Predictions` of one `word` after context `h` `(units,)`; then write it to `slots`."
-    sources = [self.point(slots, h, word)] if self.cache else []
-    zero = h.new_zeros(())
-    if word in (PADDING, UNKNOWN): return replace(mix(zero, sources), nats=zero)   # the gate is known all the same
-    predictions = mix(-self.spell(h, word), sources)
-    if self.cache: self.write(slots, h, word)
+    if word in (PADDING, UNKNOWN):   # costs nothing; the gate is there all the same
+        zero = h.new_zeros(())
+        sources = [self.point(slots, h, word)] if self.cache else []
+        return replace(mix(zero, sources), nats=zero)
+    log_spelled = -self.spell(h, word)
+    if self.cache is None: return mix(log_spelled, [])
+    predictions = mix(log_spelled, [self.point(slots, h, word)])
+    self.write(slots, h, word)
     return predictions
 
 # %% ../nbs/02_run1.ipynb #20dd355d

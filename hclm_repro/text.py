@@ -138,14 +138,6 @@ class Alphabet:
             fault = f'alphabet holds {c!r} {count} times'
             raise ValueError(f'{fault}; allowed: each character once, none of them a space, line end or surrogate')
 
-    @classmethod
-    def of(cls, tokens, min_count:int=25):
-        "The alphabet of training `tokens`: characters that occur `min_count` times or more (K17 §3: 25)."
-        counts = Counter(''.join(tokens))
-        kept = {c for c, count in counts.items() if count >= min_count}
-        kept -= {LINE_END, UNKNOWN}
-        return cls(''.join(sorted(kept)))
-
     @cached_property
     def _table(self):
         "Code point -> symbol, `(0x110000,)`."
@@ -158,6 +150,14 @@ class Alphabet:
         return table
 
 # %% ../nbs/01a_text.ipynb #c938e034
+@patch(cls_method=True)
+def of(cls:Alphabet, tokens, min_count:int=25):
+    "The alphabet of training `tokens`: characters that occur `min_count` times or more (K17 §3: 25)."
+    counts = Counter(''.join(tokens))
+    kept = {c for c, count in counts.items() if count >= min_count}
+    kept -= {LINE_END, UNKNOWN}
+    return cls(''.join(sorted(kept)))
+
 @patch(as_prop=True)
 def outputs(self:Alphabet):
     "How many symbols a model can predict: terminator, line end, dummy and the kept characters."

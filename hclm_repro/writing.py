@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_BEGUN', 'split_prompt', 'growing_attention', 'Word', 'join_lanes', 'Writer', 'check_begun']
 
-# %% ../nbs/06e_writing.ipynb #ac91a4f3
+# %% ../nbs/06e_writing.ipynb #3f037ed4
 from collections import Counter
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .hat import (
     A_WORD, BARE, FREE, HAT, NEWLINE, SPACE, SPACED, WORD_BYTE, byte_chunks, pack_chunks, place_within)
-from .model import READ_AT_ONCE, Sampler, checked, checked_stop, checked_texts, evaluating
+from .model import READ_AT_ONCE, Sampler, checked, checked_texts, evaluating
 from .rivals import ByteTransformer, FlatTransformer, SubwordTransformer
 from .text import LINE_END, join_words, split_words
 from .transformer import WindowPlan, attention, plan_window, rotate, slide, turns
@@ -267,7 +267,7 @@ def check_begun(prompt):
     allowed = f'at most {MOST_BEGUN}, or a space, which ends the word'
     raise ValueError(f'prompt ends in a word of {begun} bytes; allowed: {allowed}')
 
-# %% ../nbs/06e_writing.ipynb #76cc1d55
+# %% ../nbs/06e_writing.ipynb #e919d418
 @patch
 def generate(self:HAT, prompt='', words=50, temperature=1.0, seed=0, top_p=1.0, stop=None, longest=1000,
              table=None):
@@ -278,11 +278,9 @@ def generate(self:HAT, prompt='', words=50, temperature=1.0, seed=0, top_p=1.0, 
     Nothing is computed twice; `table` as of `word_table`. See `Sampler`; a word is cut at `longest` bytes; one that
     the prompt began is spelled. Raises `ValueError` for wrong arguments and for weights that are not finite."""
     prompts = checked_texts('prompt', prompt)
-    words = checked('words', words, int, at_least=0)
+    words, stop = self.check_writing(words, stop)
     longest = checked('longest', longest, int, at_least=4)   # bytes of one character
-    stop = checked_stop(stop)
     known = dict(checked('table', table, dict | None) or {})
-    self.check_weights()
     for text in prompts: check_begun(text)
     samplers = [Sampler(temperature, seed, top_p) for _ in prompts]
     resets = self.config.state_reset, self.config.cache_reset
@@ -348,7 +346,7 @@ def write_tokens(self:FlatTransformer, prompt, words, sampler, stop, longest):
         size = 0
     return written[:words], given
 
-# %% ../nbs/06e_writing.ipynb #fe6c8ea9
+# %% ../nbs/06e_writing.ipynb #90596c93
 @patch
 def generate(self:FlatTransformer, prompt='', words=50, temperature=1.0, seed=0, top_p=1.0, stop=None,
              longest=1000):
@@ -357,10 +355,8 @@ def generate(self:FlatTransformer, prompt='', words=50, temperature=1.0, seed=0,
 
     A word is cut at `longest` symbols. A model with `state_reset='segment'` writes on without starting over:
     it cannot know that a word has ended before it has written the line end."""
-    words = checked('words', words, int, at_least=0)
+    words, stop = self.check_writing(words, stop)
     longest = checked('longest', longest, int, at_least=1)
-    stop = checked_stop(stop)
-    self.check_weights()
     texts = []
     for text in checked_texts('prompt', prompt):
         sampler = Sampler(temperature, seed, top_p)
