@@ -268,7 +268,7 @@ def _side_by_side(jobs, processes, watch):
         for worker in working: worker.stop()
     return records
 
-# %% ../nbs/04d_experiments.ipynb #0be0adeb
+# %% ../nbs/04d_experiments.ipynb #8eba207d
 def train_all(jobs, watch=None, processes:int=None) -> list:
     """The records of `jobs` (`Job`s) in their order, runs side by side in processes where there are cores.
 
@@ -279,7 +279,7 @@ def train_all(jobs, watch=None, processes:int=None) -> list:
     An error in one run ends all; what is not finished resumes next time. Raises `ValueError` if two jobs have
     one folder."""
     expect(jobs=(jobs, Iterable))
-    checked('processes', processes, int | None)
+    checked('processes', processes, int | None, at_least=1)
     jobs = dict(enumerate(jobs))
     for job in jobs.values(): expect(job=(job, Job))
     folders = [Path(job.folder).resolve() for job in jobs.values()]

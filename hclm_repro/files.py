@@ -81,7 +81,7 @@ def write_atomically(path, write, keep=None):
         if not isinstance(fault, OSError): raise
         raise cannot(path, 'written', fault) from error
 
-# %% ../nbs/04c_files.ipynb #f7ff9516
+# %% ../nbs/04c_files.ipynb #55490777
 _SEAL = b'\nsha256 '   # before the digest, in hexadecimal digits, which ends a sealed file
 
 def write_sealed(path, write, keep=None):
@@ -92,14 +92,15 @@ def write_sealed(path, write, keep=None):
     write_atomically(path, write_and_seal, keep)
 
 def read_sealed(path) -> bytes:
-    "The bytes of a sealed file, its seal included. Raises `ValueError` if one of them has changed, or some are gone."
-    data = Path(path).read_bytes()
+    "The bytes of a sealed file, seal included. Raises `ValueError` if one of them has changed, or there is no such file."
+    path = Path(path)
+    data = path.read_bytes() if path.is_file() else b''
     end = max(0, len(data) - len(_SEAL) - 64)
     digest = hashlib.sha256(memoryview(data)[:end]).hexdigest()
     if data[end:] == _SEAL + digest.encode(): return data
     raise ValueError(f'{path} is damaged, it does not fit the digest at its end; allowed: a file as it was written')
 
-# %% ../nbs/04c_files.ipynb #5167ca0d
+# %% ../nbs/04c_files.ipynb #8cb7d6c8
 def previous(path) -> Path:
     "The name of the file before the one at `path`."
     path = Path(path)
@@ -110,12 +111,12 @@ def mend(path) -> bool:
 
     Raises `ValueError` if there are files and none is whole."""
     path = Path(path)
-    there = [file for file in (path, previous(path)) if file.exists()]
+    there = [file for file in (path, previous(path)) if os.path.lexists(file)]
     for file in there:
         try: read_sealed(file)
         except ValueError: continue
         if file == path: return True
-        if path.exists():
+        if path in there:
             damaged = path.with_name(f'{path.name}.damaged')
             os.replace(path, damaged)
             warnings.warn(f'{path} is damaged and was set aside as {damaged.name}; the one before it is taken')
@@ -127,13 +128,21 @@ def mend(path) -> bool:
     raise ValueError(f'{path.parent} has no whole file to go on from ({names}: damaged); allowed: a sound copy of '
                      'one of them, another folder, or delete this one to begin anew')
 
-# %% ../nbs/04c_files.ipynb #afac79c0
+# %% ../nbs/04c_files.ipynb #1dc0902f
+def _unmake(made):
+    "Remove files and folders, the innermost first, as far as nothing else is in them."
+    with contextlib.suppress(OSError, ValueError):
+        for path in made: path.rmdir() if path.is_dir() else path.unlink()
+
+# %% ../nbs/04c_files.ipynb #1d730b45
 @contextlib.contextmanager
 def alone_in(folder):
     """`folder`, made if need be, for this process alone inside the `with`. What killed writers left is removed.
 
-    Raises `OSError` if another process (or thread) has it, and where there can be no folder."""
+    Raises `OSError` if another process (or thread) has it, and where there can be no folder. After an error that
+    comes before anything was written, there is nothing that was not there before."""
     folder = Path(folder)
+    made = [path for path in (folder / '.lock', folder, *folder.parents) if not os.path.lexists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / '.lock')
@@ -141,11 +150,16 @@ def alone_in(folder):
     except Timeout:
         raise OSError(f'{folder} is in use by another process; allowed: another folder, or wait until that '
                       'process has ended') from None
-    except (OSError, ValueError) as error: raise cannot(folder, 'used', error) from error   # a name with a zero in it
+    except (OSError, ValueError) as error:   # ValueError: a name that no file can have
+        _unmake(made)
+        raise cannot(folder, 'used', error) from error
 
     try:
-        for left in folder.rglob('.*.part'): left.unlink(missing_ok=True)
+        for left in (*folder.glob('.*.part'), *folder.glob('model/.*.part')): left.unlink(missing_ok=True)
         yield folder
+    except BaseException:
+        _unmake(made)
+        raise
     finally: lock.release()
 
 # %% ../nbs/04c_files.ipynb #db6fc51e
@@ -168,7 +182,7 @@ def write_record(record:dict, folder):
     except OSError as error: raise cannot(folder, 'used', error) from error
     write_atomically(folder / 'record.json', lambda file: file.write(text.encode()))
 
-# %% ../nbs/04c_files.ipynb #a8facddd
+# %% ../nbs/04c_files.ipynb #fe6ec3f3
 def _finite(text):
     "The number that `text` says. Raises `ValueError` if there is no such number."
     if math.isfinite(float(text)): return float(text)
@@ -181,6 +195,7 @@ def read_record(path, needs=()) -> dict:
     none) is taken as it is."""
     path = Path(path)
     try:
+        if not path.is_file(): raise ValueError('it is no file')   # a pipe would be waited for
         text = path.read_text(encoding='utf-8')
         record = json.loads(text, parse_constant=_finite, parse_float=_finite)
         missing = [name for name in ('code', *needs) if name not in record]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'join_processes', 'deal', 'TrainingRun', 'not_finite', 'read_checkpoint', 'train']
 
-# %% ../nbs/04c_training.ipynb #f8d0b3aa
+# %% ../nbs/04c_training.ipynb #1f19048e
 import contextlib
 import datetime
 import io
@@ -25,10 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from .corpus import Corpus, Lanes, segment_characters
-from .files import alone_in, cannot, code_version, mend, previous, read_record, read_sealed, write_record, write_sealed
+from .files import (
+    alone_in, cannot, code_version, mend, previous, read_record, read_sealed, write_record, write_sealed)
 from .learning import TrainingConfig, Updater, build, curve_bpc, evaluate, expect, learning_rate
 from .machine import demanded_threads, hardware, keep_memory, peak_megabytes, pick_precision, pick_threads
 from .model import LanguageModel, checked, load_pretrained
+from .saving import compare, shapes
 
 # %% ../nbs/04c_training.ipynb #be6261f6
 def join_processes() -> tuple:
@@ -131,14 +133,14 @@ def _same(self:TrainingRun, other):
         raise ValueError(f'{self.folder} holds a run with {name} = {held[:200]}, not {wanted[:200]}; '
                          'allowed: the same settings, another out_dir, or delete that folder')
 
-# %% ../nbs/04c_training.ipynb #aab149b5
+# %% ../nbs/04c_training.ipynb #528e4aaf
 _RECORD = ('identity', 'code', 'steps', 'curve', 'hardware', 'valid')   # fields that are needed here
 
 @patch
 def done(self:TrainingRun) -> bool:
     "Whether the folder holds this run's record, by today's code or with `other_code`. Raises `ValueError` for another's."
     path = self.folder / 'record.json'
-    if not os.path.isfile(path): return False
+    if not os.path.lexists(path): return False
     record = read_record(path, _RECORD)
     self._same(record['identity'])
     return self.other_code or record['code'] == self.code
@@ -147,7 +149,7 @@ def done(self:TrainingRun) -> bool:
 def set_aside(self:TrainingRun):
     "Put what a finished run of other code has left into a folder of its own, so that the run begins anew."
     path = self.folder / 'record.json'
-    if not path.exists() or self.done(): return
+    if not os.path.lexists(path) or self.done(): return
     aside = self.folder / f'of-{read_record(path)["code"]}'
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -157,7 +159,7 @@ def set_aside(self:TrainingRun):
         os.replace(path, aside / 'record.json')   # at last, so that a kill before it is mended by the next start
     except OSError as error: raise cannot(self.folder, 'used', error) from error
 
-# %% ../nbs/04c_training.ipynb #80350d05
+# %% ../nbs/04c_training.ipynb #9a625961
 @patch
 def wait(self:TrainingRun):
     "Until all processes are here."
@@ -182,7 +184,7 @@ def check_room(self:TrainingRun, begun):
     weights = sum(weight.nbytes for weight in self.model.state_dict().values())
     needed = weights * (4 * (1 if begun else 3) + 1)
     if disk.free >= needed or disk.total == 0: return   # some disks do not tell
-    raise OSError(f'the disk of {self.folder} has {disk.free / 1e6:.0f} MB left, the run writes {needed / 1e6:.0f} MB; '
+    raise OSError(f'the disk of {self.folder} has {disk.free / 1e6:.1f} MB left, the run writes {needed / 1e6:.1f} MB; '
                   'allowed: a folder with more room')
 
 # %% ../nbs/04c_training.ipynb #63586db8
@@ -289,17 +291,12 @@ def read_checkpoint(path, device='cpu') -> dict:
     if found == FORMAT: return checkpoint
     raise ValueError(f'{path} has a format that is {found}; allowed: {FORMAT}, a file that train wrote')
 
-# %% ../nbs/04c_training.ipynb #12e0d7db
+# %% ../nbs/04c_training.ipynb #ee644201
 @patch
 def take_weights(self:TrainingRun, weights, source):
     "Put `weights` into the model. Raises `ValueError` if names, types or shapes are not those of the model."
-    def kinds(tensors):
-        return {name: f'{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix("torch.")}' for name, tensor in tensors.items()}
-    theirs, own = kinds(weights), kinds(self.model.state_dict())
-    for name in own | theirs:
-        if theirs.get(name) == own.get(name): continue
-        raise ValueError(f'{source} has {theirs.get(name, "nothing")} as {name}; allowed: '
-                         f'{own.get(name, "nothing")}, as in the model that is trained')
+    own = shapes(self.model.state_dict())
+    compare(source, 'tensor', shapes(weights), own, 'those of the model that is trained')
     self.model.load_state_dict(weights)
 
 @patch
