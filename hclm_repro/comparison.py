@@ -89,7 +89,7 @@ def match(config, field, target, cost):
     def distance(width): return abs(cost_of(width) - target)
     return sized(min(above - 1, above, key=distance))
 
-# %% ../nbs/06d_equal_work.ipynb #57790d36
+# %% ../nbs/06d_equal_work.ipynb #04dc652f
 def word_accuracy(model, tokens, lanes=8):
     """Share of the words of `tokens` that are right in every byte (HAT paper, §4.1); line ends are left out.
 
