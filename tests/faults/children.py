@@ -2,7 +2,7 @@
 
 They are forked from a server that has loaded the package, so that a hundred of them cost little. Each counts its *ticks*: updates, and
 whatever it does to a file of the run. A tick is a place at which something can be made to happen, on a fast machine and on a slow one."""
-import ctypes, hashlib, json, mmap, multiprocessing, os, resource, signal, struct, subprocess, sys, time, traceback
+import contextlib, ctypes, hashlib, json, mmap, multiprocessing, os, resource, signal, struct, subprocess, sys, time, traceback
 from pathlib import Path
 
 CHANGES = {'os.rename', 'os.remove', 'os.mkdir', 'os.rmdir', 'os.truncate', 'os.link', 'os.symlink', 'os.chmod'}
@@ -121,7 +121,8 @@ class Child:
     @property
     def state(self): return Path(f'/proc/{self.process.pid}/stat').read_text().rsplit(')', 1)[1].split()[0]
 
-    def signal(self, number): os.kill(self.process.pid, number)
+    def signal(self, number):
+        with contextlib.suppress(ProcessLookupError): os.kill(self.process.pid, number)   # it may have ended
 
     @property
     def output(self): return (self.notes/'output.txt').read_text()

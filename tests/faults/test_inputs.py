@@ -1,6 +1,7 @@
 """Inputs that are wrong: each is refused in one sentence that says what is allowed, and nothing is left of the attempt.
 
 A table: what is wrong -> what is called. The functions take the folder in which they may look."""
+import inspect
 import json
 import lzma
 import math
@@ -178,7 +179,8 @@ def verb(name, *arguments, **choices): return lambda folder: lambda: getattr(mod
 
 
 for value in (None, 3, 2.5, b'text', (c for c in 'text'), {'text': 1}, {'text'}, [None], ['text', 3], [['text']], ['text', b'text'], 'a\ud800', ['a', '\ud800'], np.array(3), True):
-    cases[f'score: {value!r}'[:60]] = verb('score', value)
+    shown = 'a generator' if inspect.isgenerator(value) else repr(value)
+    cases[f'score: {shown}'] = verb('score', value)
 for value in (0, -1, 2.5, True, '3', math.nan, [3]):
     cases[f'score: segment={value!r}'] = verb('score', 'a text', segment=value)
     cases[f'score_file: segment={value!r}'] = lambda folder, value=value: lambda: list(model().score_file(root/'README.md', segment=value))
