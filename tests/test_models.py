@@ -15,7 +15,7 @@ import hclm_repro
 from hclm_repro import saving
 from hclm_repro.corpus import synthetic
 from hclm_repro.model import (
-    MODELS, RESETS, Config, LanguageModel, ModelConfig, Plan, Sampler, evaluating, load_pretrained)
+    MODELS, RESETS, Config, LanguageModel, ModelConfig, Plan, Sampler, evaluating, load_pretrained, randomise)
 from hclm_repro.text import LINE_END, PADDING, UNKNOWN, Alphabet
 
 for module in pkgutil.iter_modules(hclm_repro.__path__):
@@ -345,7 +345,8 @@ def test_wrong_arguments_are_refused_in_a_sentence(case, tmp_path):
     if 'longest' in inspect.signature(model.generate).parameters:
         for wrong in (0, True, 4.5): refused(model.generate, 'a', longest=wrong)
     others = [other.Config() for other in models.values() if other.Config is not type(model.config)]
-    for config in (None, {}, *others): refused(type(model), config)
+    wider = type('Wider', (type(model.config),), {})()   # it could have fields that are not saved
+    for config in (None, {}, wider, *others): refused(type(model), config)
 
 
 @each_model
@@ -387,9 +388,13 @@ def test_temperatures_near_zero_take_the_likeliest():
 
 @each_case
 def test_a_prompt_is_read_in_segments(case, monkeypatch):
-    model = build(case)
+    model = randomise(build(case))   # what it writes depends on what it has read
     prompt = ' '.join(corpus.valid.split()[:9]) + '\n☃ the en'
+    drawn = []
+    draw = Sampler.draw
+    monkeypatch.setattr(Sampler, 'draw', lambda self, logits: drawn.append(logits.clone()) or draw(self, logits))
     whole = model.generate(prompt, words=4)
+    at_once, drawn[:] = list(drawn), []
     seen = []
     method = 'read_symbols' if hasattr(model, 'read_symbols') else 'prepare'
     original = getattr(type(model), method)
@@ -401,7 +406,20 @@ def test_a_prompt_is_read_in_segments(case, monkeypatch):
     monkeypatch.setattr(type(model), method, watched)
     for module in ('model', 'writing'): monkeypatch.setattr(f'hclm_repro.{module}.READ_AT_ONCE', 3)
     assert model.generate(prompt, words=4) == whole
+    for a, b in zip(at_once, drawn, strict=True): torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
     assert method == 'read_symbols' or max(seen) == 3
+
+
+@each_model
+def test_a_prompt_of_one_long_word_is_read_or_refused(case):
+    "Bytes that are given are read one by one in HAT: for 100,000 of them that would take hours."
+    model = build(case)
+    assert isinstance(model.generate('x' * 2000, words=1, **some_bytes(model)), str)
+    try: assert isinstance(model.generate('x' * 100_000, words=1, **some_bytes(model)), str)
+    except ValueError as error: assert 'bytes; allowed: ' in str(error)
+
+
+def some_bytes(model): return dict(longest=4) if 'longest' in inspect.signature(model.generate).parameters else {}
 
 
 def write_forged(folder, contents):
@@ -416,6 +434,7 @@ def test_only_what_was_saved_is_loaded(case, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(contents)
     back = load_pretrained(tmp_path)
     assert same(dict(back.state_dict()), dict(model.state_dict())) and back.score(text).equals(model.score(text))
+    assert not any(module.training for module in back.modules())
     weights = safetensors.torch.load(contents['model.safetensors'])
     described = json.loads(contents['config.json'])
 
@@ -454,6 +473,7 @@ def test_only_what_was_saved_is_loaded(case, tmp_path):
             flipped = bytearray(data)
             flipped[place] ^= 1 << int(rng.integers(8))
             refused(new_sums=False, **{file: bytes(flipped)})
+    for more in (b'\n', b'0' * 64 + b'  README.md\n'): refused(new_sums=False, SHA256SUMS=contents['SHA256SUMS'] + more)
     for file in contents:
         write_forged(tmp_path, contents)
         (tmp_path/file).unlink()
