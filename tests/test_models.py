@@ -16,6 +16,7 @@ from hclm_repro import saving
 from hclm_repro.corpus import synthetic
 from hclm_repro.model import (
     MODELS, RESETS, Config, LanguageModel, ModelConfig, Plan, Sampler, evaluating, load_pretrained, randomise)
+from hclm_repro.run2 import with_choices
 from hclm_repro.text import LINE_END, PADDING, UNKNOWN, Alphabet
 
 for module in pkgutil.iter_modules(hclm_repro.__path__):
@@ -561,6 +562,13 @@ def test_tied_weights_stay_tied(tmp_path):
         assert back.decoder is back.encoder and back.score(text).equals(model.score(text))
         with evaluating(model.train()) as view: assert view.decoder is view.encoder and not view.encoder.training
     finally: MODELS.pop('Tied')
+
+
+def test_other_choices_keep_weights_and_mode():
+    model = build(('HCLM', {}))
+    for training in (True, False): assert with_choices(model.train(training), cache_slots=1).training is training
+    for choices in (dict(cache_slots=0), dict(score='additive'), dict(units=9)):
+        with pytest.raises(ValueError, match='; allowed: '): with_choices(model, **choices)
 
 
 @pytest.mark.parametrize('wrong', ['aab', 'a b', 'a\n', 'a\ud800'])
