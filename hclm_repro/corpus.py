@@ -6,7 +6,7 @@
 __all__ = ['SPLITS', 'CORPORA', 'Corpus', 'document_starts', 'Lanes', 'segment_characters', 'compressor_bits',
            'compressor_quotients', 'synthetic', 'reuse_distance', 'read_text', 'online', 'load_corpus']
 
-# %% ../nbs/01b_corpora.ipynb #a47cf381
+# %% ../nbs/01b_corpora.ipynb #338e2bc4
 import bz2, hashlib, io, lzma, os, re, socket, threading, warnings
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from fastcore.basics import patch
 
-from .text import LINE_END, PADDING, UNKNOWN, characters, join_words, quotients, read_pieces, split_words
+from .text import LINE_END, PADDING, UNKNOWN, characters, join_words, quotients, read_pieces, split_words, utf8
 
-# %% ../nbs/01b_corpora.ipynb #f9000c67
+# %% ../nbs/01b_corpora.ipynb #6f88e721
 SPLITS = ('train', 'valid', 'test')
 
 @dataclass
@@ -34,6 +34,13 @@ class Corpus:
     starts: dict = field(default_factory=dict)     # split -> positions (characters) at which documents begin
     ideal: dict = field(default_factory=dict)      # split -> code lengths (bits) under a known source
 
+    def __post_init__(self):
+        for split in SPLITS:
+            text = getattr(self, split)
+            if isinstance(text, (str, type(None))): continue
+            fault = f'the {split} split of corpus {self.name} is of type {type(text).__name__}'
+            raise ValueError(f'{fault}; allowed: a string')
+
     def words(self, split) -> list:
         "Tokens of one split; the unknown string is `UNKNOWN` in `train` alone."
         unknown = self.unknown if split == 'train' else None
@@ -44,7 +51,7 @@ class Corpus:
         "Fingerprints of the loaded splits."
         texts = {split: getattr(self, split) for split in SPLITS}
         loaded = {split: text for split, text in texts.items() if text is not None}
-        return {split: hashlib.sha256(text.encode()).hexdigest() for split, text in loaded.items()}
+        return {split: hashlib.sha256(utf8(text)).hexdigest() for split, text in loaded.items()}
 
 # %% ../nbs/01b_corpora.ipynb #bbecf619
 def _has_words(text):
@@ -373,7 +380,7 @@ def _nowhere(name, root, missing):
     if name != 'wikitext-2-raw': return f'{fault}; allowed: {ways}'
     return f'{fault} and the Hub could not be reached; allowed: {ways}; corpus wikitext-2 needs no raw train split'
 
-# %% ../nbs/01b_corpora.ipynb #1e5cc7c8
+# %% ../nbs/01b_corpora.ipynb #de18a244
 def _from_files(name, root, splits):
     "Texts of corpus `name` from the files below `root`, or from the Hub: split -> text."
     wanted = {split: path for split, path in _FILES[name].items() if split in splits}
@@ -397,6 +404,8 @@ def load_corpus(name:str, data_dir:str=None, splits=SPLITS) -> Corpus:
     if name == 'pydoc': return _pydoc()
     if name == 'synthetic': return synthetic()
     if not isinstance(name, str) or name not in _FILES: return _from_path(name)
+    if not isinstance(data_dir, (str, os.PathLike, type(None))):
+        raise ValueError(f'data_dir is {data_dir!r}; allowed: the path of a folder')
     root = data_dir or os.environ.get('HCLM_DATA')
     texts = _from_files(name, root, splits)
     licence = _NOVELS if name.startswith('eltec') else _WIKIPEDIA

@@ -114,7 +114,9 @@ table('a folder', empty=in_folder(), no_train=in_folder(valid_dot_txt=text, test
       other_formats=in_folder(train_dot_json=text, valid_dot_csv=text, test_dot_gz=text))
 for value in ('valid', (), ('valid', 'text'), None, [3], {'valid': 1}):
     cases[f'splits: {value!r}'] = lambda folder, value=value: lambda: load_corpus('eltec-eng', splits=value)
-table('a corpus by name', not_there=lambda folder: lambda: load_corpus('eltec-eng', data_dir=folder), in_a_file=lambda folder: lambda: load_corpus('wikitext-2', data_dir=__file__))
+table('a corpus by name', not_there=lambda folder: lambda: load_corpus('eltec-eng', data_dir=folder), in_a_file=lambda folder: lambda: load_corpus('wikitext-2', data_dir=__file__),
+      in_a_number=lambda folder: lambda: load_corpus('wikitext-2', data_dir=3), in_a_list=lambda folder: lambda: load_corpus('eltec-eng', data_dir=['a']),
+      in_a_nul=lambda folder: lambda: load_corpus('eltec-eng', data_dir='a\0b'))
 
 
 def named_file(content):
@@ -127,7 +129,9 @@ def named_file(content):
 
 table('a named corpus', blank=named_file(b'\n'), latin_1=named_file('é'.encode('latin-1')), nul=named_file(b'a\0'))
 table('a corpus in memory', no_split=lambda folder: lambda: Corpus('mine').counts('valid'), another_split=lambda folder: lambda: corpus.words('dev'),
-      blank=lambda folder: lambda: Corpus('mine', train='a', valid=' \n').counts('valid'), surrogate=lambda folder: lambda: split_words('a\ud800'),
+      blank=lambda folder: lambda: Corpus('mine', train='a', valid=' \n').counts('valid'),
+      some_bytes=lambda folder: lambda: Corpus('mine', train=b'a'), a_list=lambda folder: lambda: Corpus('mine', valid=['a']),
+      a_surrogate_split=lambda folder: lambda: Corpus('mine', valid='a\ud800').counts('valid'), a_surrogate_fingerprint=lambda folder: lambda: Corpus('mine', test='\ud800').sha256, surrogate=lambda folder: lambda: split_words('a\ud800'),
       no_lanes=lambda folder: lambda: Lanes(['a'], 0, 3), no_words_a_segment=lambda folder: lambda: Lanes(['a'], 1, 0), many_lanes=lambda folder: lambda: Lanes(['a'], 2, 3),
       a_letter_twice=lambda folder: lambda: Alphabet('aab'))
 
@@ -215,6 +219,8 @@ table('train', a_dict_of_choices=training(config={'lr': 1.0}), no_choices=traini
       bytes_as_folder=training(folder=b'run'), a_watch_that_is_none=training(watch='yes'),
       no_folder=training(folder=None), no_valid=training(corpus=Corpus('mine', train=corpus.train)), no_train=training(corpus=Corpus('mine', valid=corpus.valid)),
       blank_valid=training(corpus=Corpus('mine', train=corpus.train, valid=' \n')), blank_train=training(corpus=Corpus('mine', train=' \n', valid='a')),
+      surrogate_in_train=training(corpus=Corpus('mine', train='a\ud800 ' * 40, valid='a')),
+      surrogate_in_valid=training(corpus=Corpus('mine', train=corpus.train, valid='a\ud800')), surrogate_in_test=training(corpus=Corpus('mine', train=corpus.train, valid='a', test='\ud800')),
       few_words=training(corpus=Corpus('mine', train='one', valid='a')))
 table('build', no_model=lambda folder: lambda: build('GPT', small, corpus, quick), a_config_of_another=lambda folder: lambda: build('CharLSTM', small, corpus, quick),
       a_dict=lambda folder: lambda: build(HCLM, {'units': 8}, corpus, quick), no_training=lambda folder: lambda: build(HCLM, small, corpus, None),
