@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from .text import LINE_END, PADDING, UNKNOWN, characters, join_words, quotients, read_pieces, split_words, utf8
 
-# %% ../nbs/01b_corpora.ipynb #6f88e721
+# %% ../nbs/01b_corpora.ipynb #528e9722
 SPLITS = ('train', 'valid', 'test')
 
 @dataclass
@@ -41,11 +41,6 @@ class Corpus:
             fault = f'the {split} split of corpus {self.name} is of type {type(text).__name__}'
             raise ValueError(f'{fault}; allowed: a string')
 
-    def words(self, split) -> list:
-        "Tokens of one split; the unknown string is `UNKNOWN` in `train` alone."
-        unknown = self.unknown if split == 'train' else None
-        return split_words(self.text(split), unknown)
-
     @cached_property
     def sha256(self) -> dict:
         "Fingerprints of the loaded splits."
@@ -53,7 +48,7 @@ class Corpus:
         loaded = {split: text for split, text in texts.items() if text is not None}
         return {split: hashlib.sha256(utf8(text)).hexdigest() for split, text in loaded.items()}
 
-# %% ../nbs/01b_corpora.ipynb #bbecf619
+# %% ../nbs/01b_corpora.ipynb #3f58dbd4
 def _has_words(text):
     "Whether there is more in `text` than spaces and line ends."
     return bool(text.strip(f' {LINE_END}'))
@@ -71,6 +66,13 @@ def text(self:Corpus, split) -> str:
         raise ValueError(f'the {split} split of corpus {self.name} has no word; allowed: one word or more')
     return text
 
+@patch
+def words(self:Corpus, split) -> list:
+    "Tokens of one split; the unknown string is `UNKNOWN` in `train` alone."
+    unknown = self.unknown if split == 'train' else None
+    return split_words(self.text(split), unknown)
+
+# %% ../nbs/01b_corpora.ipynb #466ae7c3
 @patch
 def counts(self:Corpus, split) -> dict:
     "Denominators of one split: `characters` (rule B), `file_characters` (rule A), `bytes`, `words` and line ends."
@@ -296,7 +298,7 @@ def _from_folder(folder):
         corpus.starts[split] = starts
     return corpus
 
-# %% ../nbs/01b_corpora.ipynb #b3495f39
+# %% ../nbs/01b_corpora.ipynb #a87d1f1a
 def _with_documents(name, texts, **known):
     "The corpus of `texts` (split -> text), whose documents are found by their headings."
     starts = {split: document_starts(text) for split, text in texts.items()}
@@ -319,6 +321,7 @@ def _from_file(path):
         raise ValueError(f'{fault}; allowed: a word in each part, or {_ALLOWED_FOLDER}')
     return _with_documents(path.stem, texts)
 
+# %% ../nbs/01b_corpora.ipynb #4990bfcf
 def _from_path(name):
     "The corpus of a folder or of one file."
     known = isinstance(name, (str, os.PathLike)) and os.path.exists(name)   # False for impossible names, too
@@ -380,7 +383,7 @@ def _nowhere(name, root, missing):
     if name != 'wikitext-2-raw': return f'{fault}; allowed: {ways}'
     return f'{fault} and the Hub could not be reached; allowed: {ways}; corpus wikitext-2 needs no raw train split'
 
-# %% ../nbs/01b_corpora.ipynb #de18a244
+# %% ../nbs/01b_corpora.ipynb #e8547ce2
 def _from_files(name, root, splits):
     "Texts of corpus `name` from the files below `root`, or from the Hub: split -> text."
     wanted = {split: path for split, path in _FILES[name].items() if split in splits}
@@ -392,6 +395,7 @@ def _from_files(name, root, splits):
     try: return _from_hub(wanted)
     except Exception as error: raise fault from error
 
+# %% ../nbs/01b_corpora.ipynb #5c6245cb
 def load_corpus(name:str, data_dir:str=None, splits=SPLITS) -> Corpus:
     """The corpus called `name` (one of `CORPORA`, or the path of a file or folder).
 
