@@ -1,0 +1,128 @@
+"""What a card asks of every model, tested without one: no step looks at a value, no tensor lies on another device."""
+from collections import Counter
+
+import pytest
+import torch
+from card import CARD, Card, CardTensor, is_card, on_card, plain
+from test_models import build, cases, corpus, described, models, segments, text
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from hclm_repro.recurrence import recurrence_by
+from hclm_repro.training import TrainingConfig, train
+
+def ways():
+    "Each case with each way to run a recurrence; the loops of Run 1 have one only."
+    for case in cases:
+        yield pytest.param(case, False, id=described(case))
+        if case[0] in ('HCLM', 'CharLSTM'): yield pytest.param(case, True, id=f'{described(case)}-library')
+
+
+each_way = pytest.mark.parametrize('case, library', list(ways()))
+each_model = pytest.mark.parametrize('name', models)
+
+
+def losses(model, device):
+    "The nats of three segments on `device`, whose gradients are left in the model; the last state; what a card has seen."
+    state, ledger = model.begin(2)
+    nats, seen = [], Counter()
+    for segment, following in segments():
+        plan, ledger = model.prepare(segment, ledger, following)
+        plan = plan.to(device)
+        CardTensor.seen.clear()
+        predictions, state = model(plan, state, reuse=True)
+        predictions.nats.sum().backward()
+        nats.append(predictions.nats.detach())
+        seen += CardTensor.seen
+    return nats, state, seen
+
+
+def tensors(value): return [leaf for leaf in tree_leaves(value) if torch.is_tensor(leaf)]
+
+
+@each_way
+def test_no_value_is_looked_at(case, library):
+    "On `meta` tensors have a shape and no value."
+    model = build(case).to('meta').train()
+    with recurrence_by(library): nats, state, _ = losses(model, 'meta')
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert grads and {tensor.device.type for tensor in tensors([nats, state, grads])} == {'meta'}
+    assert [tuple(n.shape) for n in nats] == [(2, 4)] * 3
+    on_cpu = build(case).train()
+    losses(on_cpu, 'cpu')
+    assert [p.grad is None for p in model.parameters()] == [p.grad is None for p in on_cpu.parameters()]
+
+
+def test_the_pretend_card_is_strict():
+    with Card():
+        a = torch.arange(6., device=CARD).view(2, 3)
+        for mixed in (lambda: a + torch.ones(3), lambda: torch.ones(2) @ a, lambda: a[:, torch.tensor([0, 2])],
+                      lambda: torch.cat([a, torch.ones(1, 3)]), lambda: torch.where(a > 2, a, torch.ones(3))):
+            with pytest.raises(RuntimeError, match='card and CPU'): mixed()
+        assert (a + torch.tensor(1.)).device == CARD and (2 * a).sum().device == CARD
+        looks = [lambda: a.sum().item(), lambda: bool(a[0, 0]), lambda: a.tolist(), lambda: a[a > 2], lambda: a.nonzero(),
+                 lambda: a.numpy(), lambda: torch.equal(a, a), lambda: f'{float(a[1, 1])}', lambda: a.unique()]
+        for look in looks:
+            CardTensor.seen.clear()
+            look()
+            assert CardTensor.seen['waits'] > 0
+        CardTensor.seen.clear()
+        assert torch.equal(a.cpu(), torch.arange(6.).view(2, 3)) and type(a.cpu()) is torch.Tensor
+        assert CardTensor.seen['down'] == 2
+        b = torch.ones(2).to(CARD).requires_grad_()
+        (b * b).sum().backward()
+        assert isinstance(b.grad, CardTensor) and plain(b.grad).tolist() == [2, 2]
+
+
+@each_way
+def test_a_card_gives_the_numbers_of_the_cpu(case, library):
+    model, twin = build(case, dropout=0.0).train(), build(case, dropout=0.0).train()
+    with recurrence_by(library):
+        nats, state, _ = losses(model, 'cpu')
+        with Card(): found, after, seen = losses(twin.to(CARD), CARD)
+    gradients = [[p.grad for p in m.parameters()] for m in (model, twin)]
+    for a, b in zip(tensors([nats, state, gradients[0]]), tensors([found, after, gradients[1]]), strict=True):
+        assert isinstance(b, CardTensor) and torch.equal(a, plain(b))
+    assert seen['waits'] == seen['down'] == 0
+    if case[0] != 'LoopHCLM': assert seen['up'] == 0   # the loops send each word by itself
+
+
+@each_model
+def test_a_card_scores_and_writes(name):
+    model, twin = build((name, {})), build((name, {}))
+    with Card():
+        twin.to(CARD)
+        assert twin.score(text, segment=5).equals(model.score(text, segment=5))
+        assert twin.generate('a b', words=2, seed=3) == model.generate('a b', words=2, seed=3)
+
+
+class Killed(Exception): pass
+
+
+@each_model
+def test_a_run_on_a_card_is_killed_and_resumed(name, tmp_path, monkeypatch):
+    config = TrainingConfig(lanes=2, word_budget=64, evaluations=2, curve_words=40, sample_words=1, log_every=3,
+                            save_seconds=0, threads=1, min_count=5)
+    load = torch.load
+
+    def load_there(path, map_location=None, **options):
+        loaded = load(path, map_location='cpu', **options)
+        return tree_map_only(torch.Tensor, on_card, loaded) if is_card(map_location) else loaded
+
+    def kill(run):
+        if run.step == 3: raise Killed
+
+    monkeypatch.setattr(torch, 'load', load_there)
+    model = build((name, {}), dropout=0.0).float()
+    record = train(model, corpus, config, tmp_path/'cpu')
+    with Card():
+        twin = build((name, {}), dropout=0.0).float().to(CARD)
+        with pytest.raises(Killed): train(twin, corpus, config, tmp_path/'card', watch=kill)
+        twin = build((name, {}), dropout=0.0).float().to(CARD)
+        found = train(twin, corpus, config, tmp_path/'card')
+    assert found['resumed'] == 1 and found['updates'] == record['updates'] > 3
+    assert found['steps'] == record['steps']
+    for a, b in zip(record['curve'], found['curve'], strict=True):
+        assert (a['valid_bpc'], a['sample']) == (b['valid_bpc'], b['sample'])
+    assert found['valid']['bits'] == record['valid']['bits']
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert isinstance(b, CardTensor) and torch.equal(a, plain(b))
