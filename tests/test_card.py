@@ -1,4 +1,5 @@
 """What a card asks of every model, tested without one: no step looks at a value, no tensor lies on another device."""
+import contextlib
 from collections import Counter
 
 import pytest
@@ -9,15 +10,22 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hclm_repro.recurrence import recurrence_by
 from hclm_repro.training import TrainingConfig, train
+from hclm_repro.transformer import attention_in
 
 def ways():
-    "Each case with each way to run a recurrence; the loops of Run 1 have one only."
+    "Each case as on a CPU, and, where that is another program, as on a CUDA card."
     for case in cases:
         yield pytest.param(case, False, id=described(case))
-        if case[0] in ('HCLM', 'CharLSTM'): yield pytest.param(case, True, id=f'{described(case)}-library')
+        if case[0] in ('HCLM', 'CharLSTM', 'HAT'): yield pytest.param(case, True, id=f'{described(case)}-few-calls')
 
 
-each_way = pytest.mark.parametrize('case, library', list(ways()))
+@contextlib.contextmanager
+def few_calls(asked):
+    "Inside the `with` all devices run the programs of a CUDA card, which make few calls, or else those of a CPU."
+    with recurrence_by(library=asked), attention_in(rectangles=asked): yield
+
+
+each_way = pytest.mark.parametrize('case, asked', list(ways()))
 each_model = pytest.mark.parametrize('name', models)
 
 
@@ -40,10 +48,10 @@ def tensors(value): return [leaf for leaf in tree_leaves(value) if torch.is_tens
 
 
 @each_way
-def test_no_value_is_looked_at(case, library):
+def test_no_value_is_looked_at(case, asked):
     "On `meta` tensors have a shape and no value."
     model = build(case).to('meta').train()
-    with recurrence_by(library): nats, state, _ = losses(model, 'meta')
+    with few_calls(asked): nats, state, _ = losses(model, 'meta')
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     assert grads and {tensor.device.type for tensor in tensors([nats, state, grads])} == {'meta'}
     assert [tuple(n.shape) for n in nats] == [(2, 4)] * 3
@@ -74,9 +82,9 @@ def test_the_pretend_card_is_strict():
 
 
 @each_way
-def test_a_card_gives_the_numbers_of_the_cpu(case, library):
+def test_a_card_gives_the_numbers_of_the_cpu(case, asked):
     model, twin = build(case, dropout=0.0).train(), build(case, dropout=0.0).train()
-    with recurrence_by(library):
+    with few_calls(asked):
         nats, state, _ = losses(model, 'cpu')
         with Card(): found, after, seen = losses(twin.to(CARD), CARD)
     gradients = [[p.grad for p in m.parameters()] for m in (model, twin)]
@@ -86,10 +94,20 @@ def test_a_card_gives_the_numbers_of_the_cpu(case, library):
     if case[0] != 'LoopHCLM': assert seen['up'] == 0   # the loops send each word by itself
 
 
+@pytest.mark.parametrize('case', [way.values[0] for way in ways() if way.values[1]], ids=described)
+def test_few_calls_give_the_same_numbers(case):
+    results = []
+    for chosen in (False, True):
+        model = build(case, dropout=0.0).train()
+        with few_calls(chosen): nats, state, _ = losses(model, 'cpu')
+        results.append(tensors([nats, state, [p.grad for p in model.parameters()]]))
+    for a, b in zip(*results, strict=True): torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
 @each_model
 def test_a_card_scores_and_writes(name):
     model, twin = build((name, {})), build((name, {}))
-    with Card():
+    with Card(), few_calls(False):
         twin.to(CARD)
         assert twin.score(text, segment=5).equals(model.score(text, segment=5))
         assert twin.generate('a b', words=2, seed=3) == model.generate('a b', words=2, seed=3)
@@ -114,7 +132,7 @@ def test_a_run_on_a_card_is_killed_and_resumed(name, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, 'load', load_there)
     model = build((name, {}), dropout=0.0).float()
     record = train(model, corpus, config, tmp_path/'cpu')
-    with Card():
+    with Card(), few_calls(False):
         twin = build((name, {}), dropout=0.0).float().to(CARD)
         with pytest.raises(Killed): train(twin, corpus, config, tmp_path/'card', watch=kill)
         twin = build((name, {}), dropout=0.0).float().to(CARD)
