@@ -8,8 +8,13 @@ from card import CARD, Card, CardTensor, is_card, on_card, plain
 from test_models import build, cases, corpus, described, models, segments, text
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from hclm_repro.cache import PointerCache
+from hclm_repro.corpus import Lanes, segment_characters
+from hclm_repro.machine import autocast
+from hclm_repro.model import randomise
 from hclm_repro.recurrence import recurrence_by
-from hclm_repro.training import TrainingConfig, train
+from hclm_repro.run1 import HCLMConfig
+from hclm_repro.training import TrainingConfig, Updater, train
 from hclm_repro.transformer import attention_in
 
 def ways():
@@ -144,3 +149,87 @@ def test_a_run_on_a_card_is_killed_and_resumed(name, tmp_path, monkeypatch):
     assert found['valid']['bits'] == record['valid']['bits']
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert isinstance(b, CardTensor) and torch.equal(a, plain(b))
+
+
+@pytest.mark.parametrize('score', ['dot', 'additive'])
+def test_large_scores_do_not_overflow_in_float16(score):
+    cache = randomise(PointerCache(HCLMConfig(units=600, cache_slots=40, score=score)))
+    plan, held = cache.plan([[f'w{i}' for i in range(40)]], [{}])
+    keys = 1 - torch.rand(1, 40, 600) / 8
+    again, _ = cache.plan([['w3', 'w3', 'w9']], held)
+    contexts = (keys[:, :3] + 0.1).requires_grad_()
+    with torch.no_grad():
+        cache.query.weight.copy_(200 * torch.eye(600))
+        if score == 'additive':
+            cache.key.weight.copy_(3 * torch.eye(600))
+            cache.energy.weight.fill_(150)
+    assert cache.slot_scores(contexts, keys).abs().max() > torch.finfo(torch.float16).max
+    with autocast(torch.device('cpu'), 'fp16'): source, _ = cache(contexts, keys, again)
+    gradients = torch.autograd.grad(source.log_p.sum(), [contexts, *cache.query.parameters()])
+    assert all(tensor.isfinite().all() for tensor in (source.log_p, *gradients))
+
+
+@each_model
+def test_half_precision_changes_few_bits(name):
+    "The bits of a model after some training, in float32 and with products in half precision."
+    model = build((name, {}), dropout=0.0).float()
+    updater = Updater(model, TrainingConfig(lr=1e-2))
+    state, ledger = model.begin(4)
+    lanes = Lanes(corpus.words('train'), 4, model.config.segment_words)
+    totals = Counter()
+    for segment in list(lanes)[:12]:
+        plan, ledger = model.prepare(segment, ledger)
+        _, state = updater.update(model, plan, state, segment_characters(segment))
+    for precision in ('fp32', 'bf16', 'fp16'):
+        state, ledger = model.begin(4)
+        for segment in list(lanes)[12:24]:
+            plan, ledger = model.prepare(segment, ledger)
+            with torch.no_grad(), autocast(model.device, precision): predictions, state = model(plan, state)
+            totals[precision] += predictions.nats.double().sum().item()
+    assert totals['bf16'] == pytest.approx(totals['fp32'], rel=5e-3)
+    assert totals['fp16'] == pytest.approx(totals['fp32'], rel=5e-3)
+
+
+each_fast = pytest.mark.parametrize('name', [name for name in models if name != 'LoopHCLM'])   # oneDNN's LSTM cannot
+
+
+@each_fast
+def test_gradients_are_clipped_as_they_are(name):
+    "Not as they are scaled."
+    norms, gradients = [], []
+    for precision in ('fp32', 'fp16'):
+        model = build((name, {}), dropout=0.0).float().train()
+        updater = Updater(model, TrainingConfig(clip=0.5), precision)
+        updater.scaler.load_state_dict(dict(updater.scaler.state_dict(), scale=2.0**10) if precision == 'fp16' else {})
+        state, ledger = model.begin(2)
+        plan, _ = model.prepare(segments()[0][0], ledger)
+        updater.update(model, plan, state, 20)
+        flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        gradients.append(flat)
+        norms.append(flat.norm().item())
+    assert norms == pytest.approx([0.5, 0.5], rel=1e-3)
+    assert (gradients[0] - gradients[1]).norm() < 0.02
+
+
+@each_fast
+def test_loss_scaling_backs_off_and_recovers(name):
+    "Where the scaled gradient of an update overflows, the weights stay and the scale is halved; later it grows again."
+    model = build((name, {}), dropout=0.0).float().train()
+    updater = Updater(model, TrainingConfig(lr=1e-2), precision='fp16')
+    updater.scaler.load_state_dict(dict(updater.scaler.state_dict(), scale=2.0**26, growth_interval=4))
+    state, ledger = model.begin(4)
+    losses, scales = [], []
+    lanes = list(Lanes(corpus.words('train'), 4, model.config.segment_words))
+    for segment in 2 * lanes:
+        plan, ledger = model.prepare(segment, ledger)
+        before = [p.detach().clone() for p in model.parameters()]
+        scale = updater.scaler.get_scale()
+        loss, state = updater.update(model, plan, state, segment_characters(segment))
+        kept = all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+        assert kept == (updater.scaler.get_scale() < scale)
+        assert all(p.isfinite().all() for p in model.parameters())
+        losses.append(loss.item())
+        scales.append(updater.scaler.get_scale())
+    lowest = scales.index(min(scales))
+    assert scales[0] < 2.0**26 and max(scales[lowest:]) > scales[lowest]
+    assert sum(losses[-5:]) < sum(losses[:5])
