@@ -129,7 +129,7 @@ def take_keys(keys, columns):
     taken = keys.flatten(0, 1).index_select(0, rows)
     return taken.view(lanes, -1, units)
 
-# %% ../nbs/03_cache.ipynb #6982f625
+# %% ../nbs/03_cache.ipynb #470e3292
 def key_versions(contexts, carried, hit, key_update='average'):
     """One version of a key for each word, `(lanes, words, units)` (K17 §2.2).
 
@@ -152,7 +152,8 @@ def key_versions(contexts, carried, hit, key_update='average'):
     link = contexts.new_zeros(len(hit), count, count).scatter(2, earlier, half)
     def solve(side): return torch.linalg.solve_triangular(link, side, upper=False, unitriangular=True)
     if count >= right.shape[-1]: return solve(right)
-    return solve(torch.eye(count).to(contexts)) @ right   # fewer numbers to solve for
+    one = torch.eye(count, dtype=link.dtype, device=link.device)
+    return solve(one) @ right   # fewer numbers to solve for
 
 # %% ../nbs/03_cache.ipynb #54de5ced
 def hidden_columns(plan, first, last):
@@ -196,18 +197,24 @@ def carry_keys(carried, versions, plan, reuse=False):
     keys.view(-1, units).index_copy_(0, plan.place, written)
     return keys
 
-# %% ../nbs/03_cache.ipynb #1c960547
-def additive_scores(query, projected, energy, budget=1 << 24):
-    """`energy . tanh(query + projected)`, `(lanes, words, slots)`; at most `budget` numbers at a time.
+# %% ../nbs/03_cache.ipynb #c0d60353
+_HEADROOM = 64   # by how much scores may exceed what float16 can hold
 
-    `query` `(lanes, words, units)`, `projected` `(lanes, slots, units)`, `energy` `(units,)`."""
-    def block(part): return torch.tanh(part[:, :, None] + projected[:, None]) @ energy
+def additive_scores(query, projected, energy, budget=None):
+    """`energy . tanh(query + projected)`, `(lanes, words, slots)`, in float32 at least.
+
+    `query` `(lanes, words, units)`, `projected` `(lanes, slots, units)`, `energy` `(units,)`; at most `budget`
+    numbers are held at a time (None: as suits the device)."""
+    if budget is None: budget = 1 << (24 if query.device.type == 'cpu' else 27)
+    small = energy / _HEADROOM
+    def block(part): return torch.tanh(part[:, :, None] + projected[:, None]) @ small
     words_at_once = max(1, budget // max(1, projected.numel()))
+    again = dict(use_reentrant=False, preserve_rng_state=False)   # nothing in it is random
     scores = []
     for part in query.split(words_at_once, 1):
-        if torch.is_grad_enabled(): scores.append(checkpoint(block, part, use_reentrant=False))
+        if torch.is_grad_enabled(): scores.append(checkpoint(block, part, **again))
         else: scores.append(block(part))
-    return torch.cat(scores, 1)
+    return float32_at_least(torch.cat(scores, 1)) * _HEADROOM
 
 # %% ../nbs/03_cache.ipynb #8e655a2a
 class PointerCache(nn.Module):
@@ -232,7 +239,7 @@ class PointerCache(nn.Module):
         "The cache that `config` asks for, or None."
         return None if config.cache_slots == 0 else cls(config)
 
-# %% ../nbs/03_cache.ipynb #b9a9c446
+# %% ../nbs/03_cache.ipynb #77fb37c8
 @patch
 def begin(self:PointerCache, lanes:int):
     "Keys `(lanes, 0, units)` and the words held, {word: slot} of each lane: nothing yet."
@@ -256,7 +263,8 @@ def slot_scores(self:PointerCache, contexts, keys):
 @patch
 def draw(self:PointerCache, context, keys, held, sampler) -> str:
     "A word drawn from the cache of a lane: `context` `(units,)`, `keys` `(slots, units)`, `held` {word: slot}."
-    own = keys[list(held.values())]
+    slots = torch.tensor(list(held.values()), device=keys.device)
+    own = keys.index_select(0, slots)
     scores = self.slot_scores(context[None, None], own[None])[0, 0]
     return list(held)[sampler.draw(scores)]
 
@@ -281,15 +289,20 @@ def advance(self:PointerCache, contexts, keys, plan, reuse=False):
     versions = key_versions(contexts, keys, plan.hit, self.config.key_update)
     return carry_keys(keys, versions, plan, reuse)
 
-# %% ../nbs/03_cache.ipynb #47e443eb
+# %% ../nbs/03_cache.ipynb #7967568d
 def _product(a, b):
     "`a @ b`; of a single lane as a plain product, for which a CPU need not copy `b`."
     if len(a) == 1: return (a[0] @ b[0])[None]
     return a @ b
 
+def _scores(query, keys):
+    "Their products in float32 at least, also where those of float16 would be too large for it."
+    if query.dtype != torch.float16: return float32_at_least(_product(query, keys.transpose(1, 2)))
+    return _product(query / _HEADROOM, keys.transpose(1, 2)).float() * _HEADROOM
+
 def _read_block(query, keys, hidden):
     "Scores of a block of columns, their softmax, and the logarithm of its sum `(lanes, words, 1)`."
-    scores = float32_at_least(_product(query, keys.transpose(1, 2)))
+    scores = _scores(query, keys)
     lowest = torch.finfo(scores.dtype).min
     shares = scores.masked_fill_(hidden, lowest).softmax(-1)
     largest = scores.amax(-1, keepdim=True)

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['Packing', 'pack', 'project', 'Block', 'sequence_blocks', 'in_units', 'buffer_rows', 'Trace', 'step_forward',
-           'run_forward', 'step_backward', 'run_backward', 'states_before', 'ragged_lstm', 'CharLSTMConfig', 'CharLSTM',
-           'CharLSTMPlan', 'terminated_symbols', 'previous_symbols', 'last_symbols']
+           'run_forward', 'step_backward', 'run_backward', 'states_before', 'autocasts', 'product_dtype', 'loop_lstm',
+           'library_dtype', 'library_lstm', 'library_runs', 'recurrence_by', 'lstm_inputs', 'ragged_lstm',
+           'CharLSTMConfig', 'CharLSTM', 'CharLSTMPlan', 'terminated_symbols', 'previous_symbols', 'last_symbols']
 
-# %% ../nbs/04a_recurrence.ipynb #cfbfb167
+# %% ../nbs/04a_recurrence.ipynb #8f12fb2a
+import contextlib
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -102,10 +104,10 @@ def buffer_rows(rows:int, dtype:torch.dtype) -> int:
     "Rows of a buffer that is read in whole units from any row on, and has few different sizes itself."
     return rows if dtype.itemsize > 2 else in_units(rows + 15, dtype, 256)
 
-# %% ../nbs/04a_recurrence.ipynb #7e11dddd
+# %% ../nbs/04a_recurrence.ipynb #99dcd0d0
 @dataclass
 class Trace:
-    "What the forward pass of `ragged_lstm` keeps; g is the LSTM's cell candidate, i, f, o its gates."
+    "What the forward pass of `loop_lstm` keeps; g is the LSTM's cell candidate, i, f, o its gates."
     gates: torch.Tensor      # (rows, 4 units) sigmoids of i, f, -2 g, o
     cells: torch.Tensor      # (rows, units) c
     squashed: torch.Tensor   # (rows, units) sigmoid(-2 c), so that tanh(c) = 1 - 2 sigmoid(-2 c)
@@ -252,29 +254,92 @@ class _Recurrence(torch.autograd.Function):
         d_weight = (d_gates.t() @ before).to(weight.dtype)
         return d_inputs, None, d_h, d_c, d_weight, None, None
 
-# %% ../nbs/04a_recurrence.ipynb #2c49d2af
+# %% ../nbs/04a_recurrence.ipynb #b28126e0
+def autocasts(device:torch.device) -> bool:
+    "Whether autocast is on for `device`."
+    known = torch.amp.is_autocast_available(device.type)   # `meta`, which computes nothing, has none
+    return known and torch.is_autocast_enabled(device.type)
+
+def product_dtype(device:torch.device, otherwise:torch.dtype) -> torch.dtype:
+    "The precision of matrix products on `device`: that of autocast where it is on, else `otherwise`."
+    return torch.get_autocast_dtype(device.type) if autocasts(device) else otherwise
+
 def _last_state(states, start, packing):
     "The last of the packed `states` of each sequence; of an empty one, its `start`."
     last = states.index_select(0, packing.last).to(start.dtype)
     return torch.where(packing.empty[:, None], start, last)
 
-def ragged_lstm(lstm:nn.LSTM, inputs, packing:Packing, h0, c0, symbols=None):
-    """Run an `nn.LSTM` over packed rows of projected `inputs`.
-
-    `inputs` `(rows, 4 units)`, or a table `(symbols, 4 units)` in which `symbols` `(rows,)` are looked up;
-    `h0`, `c0` `(sequences, units)`. Returns hidden `(rows, units)` and the last hidden and cell of each
-    sequence; the last cell carries no gradient."""
-    kind = inputs.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h0.dtype
+# %% ../nbs/04a_recurrence.ipynb #706b3bc0
+def loop_lstm(lstm, inputs, packing, h0, c0, symbols=None):
+    "As `ragged_lstm`, by the steps of this chapter, over projected `inputs`."
+    dtype = product_dtype(inputs.device, h0.dtype)
     sorted_h = h0.index_select(0, packing.sorted_indices)
     sorted_c = c0.index_select(0, packing.sorted_indices)
-    scale = lstm.weight_hh_l0.new_tensor([1, 1, -2, 1])   # tanh(g) = 1 - 2 sigmoid(-2 g)
-    scale = scale.repeat_interleave(h0.shape[1])
+    scale = lstm.bias_hh_l0.new_ones(4, h0.shape[1])
+    scale[2] = -2   # tanh(g) = 1 - 2 sigmoid(-2 g)
+    scale = scale.flatten()
     weight = lstm.weight_hh_l0 * scale[:, None]
     scaled = inputs.to(h0.dtype) * scale
     hidden, cells = _Recurrence.apply(scaled, symbols, sorted_h, sorted_c, weight, packing, dtype)
     if not packing.batch_sizes: return hidden, h0, c0
     return hidden, _last_state(hidden, h0, packing), _last_state(cells, c0, packing)
+
+# %% ../nbs/04a_recurrence.ipynb #e4e9feca
+def library_dtype(dtype:torch.dtype) -> torch.dtype:
+    "The precision in which the library's LSTM runs where products are asked for in `dtype`."
+    if dtype != torch.bfloat16: return dtype
+    version = torch.backends.cudnn.version() or 0
+    known = version >= 91300 and torch.__version__ >= '2.10'
+    return dtype if known else torch.float32
+
+def library_lstm(lstm, vectors, packing, h0, c0, symbols=None):
+    "As `ragged_lstm`, in one call of PyTorch's own LSTM, over `vectors` `(rows or symbols, inputs)`."
+    dtype = library_dtype(product_dtype(vectors.device, h0.dtype))
+    if not packing.batch_sizes: return vectors.new_zeros(0, h0.shape[1], dtype=dtype), h0, c0
+    if symbols is not None: vectors = F.embedding(symbols, vectors)
+    filled = packing.sorted_indices[:packing.batch_sizes[0]]   # sequences that are not empty
+    start = [state.index_select(0, filled)[None].to(dtype) for state in (h0, c0)]
+    weights = [weight.to(dtype) for weight in lstm.parameters()]
+    sizes = torch.tensor(packing.batch_sizes)
+    trains = torch.is_grad_enabled()   # cuDNN has no gradient otherwise; the mode of the model does not matter
+    one_layer = True, 1, 0.0, trains, False   # biases, layers, dropout, training, both directions
+
+    without = contextlib.nullcontext()
+    if autocasts(vectors.device): without = torch.autocast(vectors.device.type, enabled=False)
+    with without: hidden, h, c = torch._VF.lstm(vectors.to(dtype), sizes, start, weights, *one_layer)
+    last_h = h0.index_copy(0, filled, h[0].to(h0.dtype))
+    return hidden, last_h, c0.index_copy(0, filled, c[0].detach().to(c0.dtype))
+
+# %% ../nbs/04a_recurrence.ipynb #3172f185
+_library = None   # who runs recurrences: True the library, False the loop, None whichever suits the device
+
+def library_runs(device:torch.device) -> bool:
+    "Whether PyTorch's own LSTM runs the recurrences on `device`: on CUDA, if `recurrence_by` does not say."
+    if _library is not None: return _library
+    return device.type == 'cuda'
+
+@contextlib.contextmanager
+def recurrence_by(library:bool):
+    "Inside the `with`, PyTorch's own LSTM runs all recurrences, or else the loop does."
+    global _library
+    before = _library
+    _library = library
+    try: yield
+    finally: _library = before
+
+# %% ../nbs/04a_recurrence.ipynb #d22e69ce
+def lstm_inputs(lstm:nn.LSTM, vectors):
+    "What `ragged_lstm` reads of `vectors` `(rows, inputs)`: their product, or themselves where the library runs."
+    return vectors if library_runs(vectors.device) else project(lstm, vectors)
+
+def ragged_lstm(lstm:nn.LSTM, inputs, packing:Packing, h0, c0, symbols=None):
+    """Run an `nn.LSTM` over packed rows of `inputs`, which are made by `lstm_inputs`.
+
+    `inputs` has the packed rows, or is a table in which `symbols` `(rows,)` are looked up; `h0`, `c0`
+    `(sequences, units)`. Returns hidden `(rows, units)` and the last hidden and cell of each sequence; the
+    last cell carries no gradient. Under autocast products, and hidden, are in its precision."""
+    run = library_lstm if library_runs(inputs.device) else loop_lstm
+    return run(lstm, inputs, packing, h0, c0, symbols)
 
 # %% ../nbs/04a_recurrence.ipynb #afff099a
 @dataclass(frozen=True)
@@ -376,7 +441,7 @@ def prepare(self:CharLSTM, segment, ledger, following=None):
     last = last_symbols(symbols, pieces, ledger['last'])
     return plan, dict(ledger, position=ledger['position'] + count, last=last)
 
-# %% ../nbs/04a_recurrence.ipynb #42a62829
+# %% ../nbs/04a_recurrence.ipynb #f2ea8a0c
 @patch
 def _starts(self:CharLSTM, carried, plan):
     "States `(lanes * pieces, units)` of all sequences from those `carried` `(lanes, units)`: the first piece's."
@@ -388,7 +453,7 @@ def _starts(self:CharLSTM, carried, plan):
 @patch
 def forward(self:CharLSTM, plan, state, reuse=False):
     "`Predictions` of a segment and the next state."
-    table = project(self.lstm, self.dropout(self.embedding.weight))
+    table = lstm_inputs(self.lstm, self.dropout(self.embedding.weight))
     h0 = self._starts(state['h'], plan)
     c0 = self._starts(state['c'], plan)
     hidden, h, c = ragged_lstm(self.lstm, table, plan.packing, h0, c0, plan.previous)

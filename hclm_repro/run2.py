@@ -6,7 +6,7 @@
 __all__ = ['HCLM', 'PackedWords', 'pack_words', 'pack_written', 'Stretch', 'stretches', 'HCLMPlan', 'gradient_difference',
            'read_through', 'agree', 'with_choices']
 
-# %% ../nbs/04b_run2.ipynb #13050ce7
+# %% ../nbs/04b_run2.ipynb #5db03272
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from .corpus import Lanes
 from hclm_repro.model import (
     Dropout, LanguageModel, Plan, draw_word, lstm_steps, mix, of_shape, sum_by_word, symbol_nats,
     uniform_weights)
-from .recurrence import Packing, pack, project, ragged_lstm
+from .recurrence import Packing, lstm_inputs, pack, ragged_lstm
 from .run1 import HCLMConfig
 from .text import PADDING, UNKNOWN
 
@@ -134,25 +134,25 @@ def prepare(self:HCLM, segment, ledger:dict, following=None):
     coded = torch.tensor(coded, dtype=torch.long)
     return HCLMPlan(lanes, count, read, write, parts, cache, which, coded, inputs), after
 
-# %% ../nbs/04b_run2.ipynb #104c8668
+# %% ../nbs/04b_run2.ipynb #21af9183
 @patch
 def word_vectors(self:HCLM, plan:HCLMPlan) -> torch.Tensor:
     "The vector of each distinct word of the segment, `(distinct words, units)`."
     packing = plan.read.packing
     zero = self.output.weight.new_zeros(len(packing.sorted_indices), self.config.units)
     letters = self.dropout(self.embedding.weight)
-    table = project(self.encoder, letters)
+    table = lstm_inputs(self.encoder, letters)
     _, vectors, _ = ragged_lstm(self.encoder, table, packing, zero, zero, plan.read.symbols)
     return vectors
 
-# %% ../nbs/04b_run2.ipynb #fce42d99
+# %% ../nbs/04b_run2.ipynb #8c1fa6fe
 @patch
 def read_words(self:HCLM, plan:HCLMPlan, state:dict):
     """Contexts `(lanes, words, units)`, each of which has read the words before it only,
     and the next `h` and `c` `(lanes, units)`, detached."""
     vectors = self.word_vectors(plan)
     looked_up = self.dropout(F.embedding(plan.which, vectors))
-    inputs = project(self.word_lstm, looked_up)
+    inputs = lstm_inputs(self.word_lstm, looked_up)
     inputs = inputs.view(plan.lanes, plan.words, -1)
 
     h, c = state['h'], state['c']
@@ -167,7 +167,7 @@ def read_words(self:HCLM, plan:HCLMPlan, state:dict):
         h = last
     return torch.cat(contexts, 1), h.detach(), c.detach()
 
-# %% ../nbs/04b_run2.ipynb #414ce63d
+# %% ../nbs/04b_run2.ipynb #912d271f
 @patch
 def spell(self:HCLM, plan:HCLMPlan, contexts:torch.Tensor) -> torch.Tensor:
     "Log p_lm of each word `(lanes, words)`, 0 for words without a loss."
@@ -175,7 +175,7 @@ def spell(self:HCLM, plan:HCLMPlan, contexts:torch.Tensor) -> torch.Tensor:
     start = F.embedding(plan.coded, contexts.flatten(0, 1))
     start = self.dropout(start)
     letters = self.dropout(self.embedding.weight)
-    table = project(self.decoder, letters)
+    table = lstm_inputs(self.decoder, letters)
     zero = torch.zeros_like(start)
     hidden, _, _ = ragged_lstm(self.decoder, table, write.packing, start, zero, plan.inputs)
 

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['attention', 'turns', 'rotate', 'hidden_units', 'Block', 'Transformer', 'plainly', 'check_heads', 'TransformerConfig',
-           'seen', 'Grouping', 'group_lengths', 'packed_attention', 'plan_window', 'WindowPlan', 'plan_windows',
-           'blocks', 'window_masks', 'attend_blocks', 'carry_columns', 'slide', 'empty_past', 'stack_flops',
-           'packed_pairs', 'window_pairs']
+           'seen', 'Grouping', 'group_lengths', 'group_attention', 'Rectangle', 'rectangle_sizes', 'rectangles',
+           'rectangle_attention', 'in_rectangles', 'attention_in', 'packed_attention', 'plan_window', 'WindowPlan',
+           'plan_windows', 'blocks', 'window_masks', 'attend_blocks', 'carry_columns', 'slide', 'empty_past',
+           'stack_flops', 'packed_pairs', 'window_pairs']
 
-# %% ../nbs/06a_transformer.ipynb #40b143f6
+# %% ../nbs/06a_transformer.ipynb #035aad69
+import contextlib
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,9 +30,10 @@ def attention(q, k, v, **options):
     mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped, **options)
     return mixed.transpose(1, 2)
 
-# %% ../nbs/06a_transformer.ipynb #28a08062
+# %% ../nbs/06a_transformer.ipynb #fab44b62
 def turns(positions, head, dtype):
-    """Cosine and sine of the rotary angles of `positions`, each `(positions, 1, head)`.
+    """Cosine and sine of the rotary angles of `positions`, each `(positions, 1, head)`; the first half of the sines
+    with the other sign (see `rotate`).
 
     Su et al. 2021, with base 10,000; `head` is the width of a head."""
     dtype = torch.promote_types(dtype, torch.float32)
@@ -38,13 +41,15 @@ def turns(positions, head, dtype):
     rates = 10000.0 ** -(pairs / head)
     angles = positions.to(dtype)[:, None] * rates
     both = angles.repeat(1, 2)[:, None]
-    return both.cos(), both.sin()
+    sine = both.sin()
+    sine[..., :head // 2].neg_()
+    return both.cos(), sine
 
 def rotate(x, turn):
     "`x` `(..., positions, heads, head)`, each pair of numbers turned by the angle of its position."
     cosine, sine = turn
-    a, b = x.chunk(2, -1)
-    turned = x * cosine + torch.cat([-b, a], -1) * sine
+    partner = x.roll(x.shape[-1] // 2, -1)
+    turned = x * cosine + partner * sine
     return turned.to(x.dtype)
 
 # %% ../nbs/06a_transformer.ipynb #0f02e0ce
@@ -182,25 +187,107 @@ def group_lengths(lengths):
     groups = list(zip(counts.tolist(), sizes.tolist()))
     return Grouping(groups, *[torch.from_numpy(array) for array in (positions, order, starts)])
 
-# %% ../nbs/06a_transformer.ipynb #e49c2326
-def packed_attention(grouping, head, dtype, causal):
-    """Attention within each sequence of a `Grouping`: the `attend` of a `Transformer` over rows
-    `(rows, heads, head)`. There is a loop over lengths, none over sequences."""
+# %% ../nbs/06a_transformer.ipynb #82f797fa
+def group_attention(grouping, head, dtype, causal):
+    "As `packed_attention`, a call for each length."
     turn = turns(grouping.positions, head, dtype)
     rows = [count * length for count, length in grouping.groups]
 
     def attend(_, q, k, v):
-        if not rows: return q
         q = rotate(q, turn)
         k = rotate(k, turn)
         parts = []
         for group, *qkv in zip(grouping.groups, q.split(rows), k.split(rows), v.split(rows)):
-            rectangles = [part.unflatten(0, group) for part in qkv]   # (sequences, length, heads, head)
-            mixed = attention(*rectangles, is_causal=causal)
+            same = [part.unflatten(0, group) for part in qkv]   # (sequences, length, heads, head)
+            mixed = attention(*same, is_causal=causal)
             parts.append(mixed.flatten(0, 1))
         return torch.cat(parts)
 
     return attend
+
+# %% ../nbs/06a_transformer.ipynb #1ea57115
+@dataclass
+class Rectangle:
+    "Sequences of neighbouring lengths, filled up to the longest of them."
+    shape: tuple             # (sequences, places of each)
+    rows: int                # how many rows they have together
+    place: torch.Tensor      # (rows,) where each row lies
+
+    def fill(self, rows):
+        "`rows` `(rows, ...)` laid out as `(sequences, places, ...)`, with zeros where there are none."
+        blank = rows.new_zeros(self.shape[0] * self.shape[1], *rows.shape[1:])
+        return blank.index_copy(0, self.place, rows).unflatten(0, self.shape)
+
+    def filled(self):
+        "Whether a place has a row, as a mask `(sequences, 1, 1, places)` of attention."
+        blank = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool, device=self.place.device)
+        return blank.index_fill(0, self.place, True).view(self.shape)[:, None, None]
+
+def rectangle_sizes(groups, waste=4):
+    "(sequences, places, rows) of few rectangles for `groups`, none with more than `waste` times as many places as rows."
+    sizes = []
+    for count, length in reversed(groups):
+        sequences, longest, rows = sizes[-1] if sizes else (0, length, 0)
+        fits = (sequences + count) * longest <= waste * (rows + count * length)
+        if fits and sizes: sizes[-1] = sequences + count, longest, rows + count * length
+        else: sizes.append((count, length, count * length))
+    return sizes[::-1]
+
+# %% ../nbs/06a_transformer.ipynb #48ced1dd
+def rectangles(grouping):
+    "The `Rectangle`s of a `Grouping`, in the order of its rows."
+    found = []
+    first = 0
+    for sequences, places, rows in rectangle_sizes(grouping.groups):
+        position = grouping.positions[first:first + rows]
+        sequence = (position == 0).cumsum(0) - 1
+        found.append(Rectangle((sequences, places), rows, sequence * places + position))
+        first += rows
+    return found
+
+def rectangle_attention(grouping, head, dtype, causal):
+    "As `packed_attention`, a call for each of few rectangles."
+    turn = turns(grouping.positions, head, dtype)
+    shapes = rectangles(grouping)
+    masks = [None if causal else shape.filled() for shape in shapes]   # what fills up comes last: causal ones never see it
+
+    def attend(_, q, k, v):
+        heads = [x.shape[1] for x in (q, k, v)]
+        turned = rotate(torch.cat([q, k], 1), turn)
+        together = torch.cat([turned, v], 1)
+        pieces = together.split([shape.rows for shape in shapes]) if len(shapes) > 1 else [together]
+        parts = []
+        for shape, mask, piece in zip(shapes, masks, pieces):
+            filled = shape.fill(piece).split(heads, 2)
+            mixed = attention(*filled, attn_mask=mask, is_causal=causal)
+            parts.append(mixed.flatten(0, 1).index_select(0, shape.place))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    return attend
+
+# %% ../nbs/06a_transformer.ipynb #7a888411
+_rectangles = None   # what `attention_in` asks for: rectangles, groups (False), or what suits the device (None)
+
+def in_rectangles(device:torch.device) -> bool:
+    "Whether sequences are filled up to rectangles on `device`: not on a CPU, if `attention_in` does not say."
+    if _rectangles is not None: return _rectangles
+    return device.type != 'cpu'
+
+@contextlib.contextmanager
+def attention_in(rectangles:bool):
+    "Inside the `with`, sequences are filled up to rectangles, or else there is a call for each length."
+    global _rectangles
+    before = _rectangles
+    _rectangles = rectangles
+    try: yield
+    finally: _rectangles = before
+
+def packed_attention(grouping, head, dtype, causal):
+    """Attention within each sequence of a `Grouping`: the `attend` of a `Transformer` over rows
+    `(rows, heads, head)`. There is a loop over lengths or rectangles, none over sequences."""
+    if not grouping.groups: return lambda _, q, k, v: q
+    run = rectangle_attention if in_rectangles(grouping.positions.device) else group_attention
+    return run(grouping, head, dtype, causal)
 
 # %% ../nbs/06a_transformer.ipynb #758692bc
 def plan_window(count, starts, valid, context):
@@ -248,24 +335,30 @@ def window_masks(first, carried):
         masks.append((start, end, seen[:, None]))
     return masks
 
-# %% ../nbs/06a_transformer.ipynb #cc2b0701
+# %% ../nbs/06a_transformer.ipynb #3e90d300
 def attend_blocks(q, k, v, masks, carried):
     "Attention of the queries `(lanes, inputs, heads, head)` to all columns, a block of `window_masks` at a time."
+    if len(masks) == 1: return attention(q, k, v, attn_mask=masks[0][2])
     parts = []
     for start, end, seen in masks:
         columns = slice(start, carried + end)
         parts.append(attention(q[:, start:end], k[:, columns], v[:, columns], attn_mask=seen))
     return torch.cat(parts, 1)
 
-# %% ../nbs/06a_transformer.ipynb #ddab6d83
-def carry_columns(columns, carried, keep=None):
-    "The keys or values to carry on `(lanes, carried, heads, head)`, out of all `columns`, detached."
-    columns = columns.detach()
-    if keep is None: return columns[:, columns.shape[1] - carried:]
-    index = keep[:, :, None, None].expand(-1, -1, *columns.shape[2:])
-    return columns.gather(1, index)
+# %% ../nbs/06a_transformer.ipynb #035610d7
+def carry_columns(past, own, keep=None):
+    """The keys and values to carry on, shaped like `past` `(layers, 2, lanes, carried, heads, head)`: out of its
+    columns and those of the segment's `own` keys and values, a list of pairs `(lanes, inputs, heads, head)`."""
+    flat = [tensor.detach() for pair in own for tensor in pair]
+    new = torch.stack(flat).unflatten(0, (-1, 2))
+    past = past.to(new.dtype)
+    count, carried = new.shape[3], past.shape[3]
+    if keep is None: return torch.cat([past[:, :, :, count:], new[:, :, :, max(0, count - carried):]], 3)
+    columns = torch.cat([past, new], 3)
+    index = keep[:, :, None, None].expand(*past.shape[:2], -1, -1, *past.shape[4:])
+    return columns.gather(3, index)
 
-# %% ../nbs/06a_transformer.ipynb #cf3b8721
+# %% ../nbs/06a_transformer.ipynb #0ff42be2
 def slide(transformer, x, past, plan):
     """Outputs `(lanes, inputs, units)` of inputs `x` of that shape, and the next `past`.
 
@@ -275,18 +368,19 @@ def slide(transformer, x, past, plan):
     positions = torch.arange(-carried, x.shape[1], device=x.device)
     turn = turns(positions, transformer.head, x.dtype)
     own_turn = [part[carried:] for part in turn]
+    old_keys = rotate(past[:, 0], [part[:carried] for part in turn])
     masks = window_masks(plan.first, carried)
-    kept = []
+    own = []
 
     def attend(layer, q, k, v):
-        old_k, old_v = past[layer]
-        k = torch.cat([old_k.to(k.dtype), k], 1)
-        v = torch.cat([old_v.to(v.dtype), v], 1)
-        kept.append(torch.stack([carry_columns(columns, carried, plan.keep) for columns in (k, v)]))
-        return attend_blocks(rotate(q, own_turn), rotate(k, turn), v, masks, carried)
+        own.append((k, v))
+        turned = rotate(k, own_turn)
+        keys = torch.cat([old_keys[layer].to(k.dtype), turned], 1)
+        values = torch.cat([past[layer, 1].to(v.dtype), v], 1)
+        return attend_blocks(rotate(q, own_turn), keys, values, masks, carried)
 
     outputs = transformer(x, attend)
-    return outputs, torch.stack(kept)
+    return outputs, carry_columns(past, own, plan.keep)
 
 # %% ../nbs/06a_transformer.ipynb #7ed948c1
 def empty_past(transformer, lanes, context, like):
@@ -294,14 +388,14 @@ def empty_past(transformer, lanes, context, like):
     layers = len(transformer.blocks)
     return like.new_zeros(layers, 2, lanes, context - 1, transformer.kv_heads, transformer.head)
 
-# %% ../nbs/06a_transformer.ipynb #2ecf154f
+# %% ../nbs/06a_transformer.ipynb #93692a8f
 def stack_flops(stack, rows, pairs):
     "Operations of a forward pass of `rows` through a stack, with attention over `pairs` of query and key."
     weights = sum(p.numel() for p in stack.parameters() if p.dim() > 1)
     return 2 * rows * weights + 4 * pairs * len(stack.blocks) * stack.units
 
 def packed_pairs(grouping):
-    "Pairs of query and key that `packed_attention` computes."
+    "Pairs of query and key that `packed_attention` computes on a CPU; on a card it computes some more."
     return sum(count * length ** 2 for count, length in grouping.groups)
 
 def window_pairs(lanes, inputs, carried):
