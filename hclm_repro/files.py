@@ -131,8 +131,8 @@ def mend(path) -> bool:
 # %% ../nbs/04c_files.ipynb #1dc0902f
 def _unmake(made):
     "Remove files and folders, the innermost first, as far as nothing else is in them."
-    with contextlib.suppress(OSError, ValueError):
-        for path in made: path.rmdir() if path.is_dir() else path.unlink()
+    for path in made:
+        with contextlib.suppress(OSError, ValueError): path.rmdir() if path.is_dir() else path.unlink()
 
 # %% ../nbs/04c_files.ipynb #1d730b45
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def test_an_error_in_a_run_is_the_error_of_all(tmp_path):
 
 
 def test_an_interrupt_ends_the_workers_and_they_resume(tmp_path):
-    process = start(tmp_path, tmp_path/'long', 2, 4e-3, 2_400)
+    process = start(tmp_path, tmp_path/'long', 2, 4e-3, 4_800)
     while not list((tmp_path/'long').glob('*/checkpoint.pt')):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
@@ -76,7 +76,7 @@ def test_an_interrupt_ends_the_workers_and_they_resume(tmp_path):
     assert process.wait(3600) != 0
     assert not [pid for pid in workers if os.path.exists(f'/proc/{pid}')]
     assert not records(tmp_path/'long')
-    code, _, errors = done(tmp_path, tmp_path/'long', 2, 4e-3, 2_400)
+    code, _, errors = done(tmp_path, tmp_path/'long', 2, 4e-3, 4_800)
     assert code == 0, errors[-3000:]
     resumed = [record['resumed'] for record in records(tmp_path/'long').values()]
     assert len(resumed) == 3 and max(resumed) == 1
