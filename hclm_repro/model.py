@@ -75,7 +75,7 @@ class Config:
             allowed = _allowed(kind, f.metadata)
             raise ValueError(f'{type(self).__name__}: {f.name} is {value!r}; allowed: {allowed}')
 
-# %% ../nbs/01c_model.ipynb #7f714bca
+# %% ../nbs/01c_model.ipynb #4d12fc03
 RESETS = ('segment', 'epoch', 'never')
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ class CacheConfig(Config):
     score: str = option('dot', 'dot', 'additive', doc='how a slot is scored; K17 §2.2: additive')
     key_update: str = option('average', 'average', 'latest', doc='key of a reused word: mean of old and new, or new')
     cache_reset: str = option('epoch', *RESETS, doc='when the cache is emptied in training; as state_reset')
+    key_units: int | None = option(None, at_least=1, doc='numbers of a key, a projection of the context; '
+                                   'None: the context itself')
 
 def describe(config):
     "The fields of a config or config class as a table: default or value, allowed values, meaning."
