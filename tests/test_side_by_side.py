@@ -27,8 +27,9 @@ def start(tmp_path, *arguments):
     script = tmp_path/'program.py'
     script.write_text(program)   # it has no `if __name__ == '__main__'`, and needs none
     env = {**os.environ, 'PYTHONPATH': str(root), 'TQDM_DISABLE': '1'}
+    def listen_to_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)   # a job in the background is born deaf to it
     return subprocess.Popen([sys.executable, script, *map(str, arguments)], env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=listen_to_ctrl_c)
 
 
 def done(tmp_path, *arguments):
