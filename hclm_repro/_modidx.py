@@ -50,6 +50,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'hclm_repro/cache.py'),
                                   'hclm_repro.cache.PointerCache.training_flops': ( 'cache.html#pointercache.training_flops',
                                                                                     'hclm_repro/cache.py'),
+                                  'hclm_repro.cache.PointerCache.versions': ('cache.html#pointercache.versions', 'hclm_repro/cache.py'),
                                   'hclm_repro.cache._Read': ('cache.html#_read', 'hclm_repro/cache.py'),
                                   'hclm_repro.cache._Read.backward': ('cache.html#_read.backward', 'hclm_repro/cache.py'),
                                   'hclm_repro.cache._Read.forward': ('cache.html#_read.forward', 'hclm_repro/cache.py'),

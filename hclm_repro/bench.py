@@ -67,14 +67,14 @@ class Workload:
         self.place += 1
         return segment
 
-# %% ../nbs/09_efficiency.ipynb #f93edd42
+# %% ../nbs/09_efficiency.ipynb #9d4a3fe0
 @patch
 def fill(self:Workload, slots):
     "Take `slots` slots of every lane, and plan some segments, so that some of them hold words of this text."
     self.ledger = fill_caches(self.ledger, slots)
     for _ in range(min(20, len(self.lanes))):
         plan, self.ledger = self.model.prepare(self.next_segment(), self.ledger)
-    keys = torch.randn(len(self.state['h']), plan.cache.kept, self.model.config.units)
+    keys = torch.randn(len(self.state['h']), plan.cache.kept, self.model.cache.key_units)
     keys = 0.1 * keys.to(self.model.device, TYPES[self.updater.precision])
     self.state = dict(self.state, keys=keys)
     self.place = 0   # all workloads read the same words

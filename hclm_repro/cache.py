@@ -216,7 +216,7 @@ def additive_scores(query, projected, energy, budget=None):
         else: scores.append(block(part))
     return float32_at_least(torch.cat(scores, 1)) * _HEADROOM
 
-# %% ../nbs/03_cache.ipynb #8e655a2a
+# %% ../nbs/03_cache.ipynb #988b1b41
 class PointerCache(nn.Module):
     """A cache of recent words as a `Source`: gate, query, keys, plan and reading, without a loop.
 
@@ -227,23 +227,25 @@ class PointerCache(nn.Module):
         super().__init__()
         self.config = config
         units = config.units
+        self.key_units = config.key_units or units
         self.gate = nn.Sequential(nn.Linear(units, units), nn.Tanh(),
                                   nn.Linear(units, units), nn.Tanh(), nn.Linear(units, 1))
-        self.query = nn.Linear(units, units)
+        self.query = nn.Linear(units, self.key_units)
         if config.score == 'additive':
-            self.key = nn.Linear(units, units, bias=False)
-            self.energy = nn.Linear(units, 1, bias=False)
+            self.key = nn.Linear(self.key_units, self.key_units, bias=False)
+            self.energy = nn.Linear(self.key_units, 1, bias=False)
+        if config.key_units: self.narrow = nn.Linear(units, self.key_units, bias=False)
 
     @classmethod
     def of(cls, config):
         "The cache that `config` asks for, or None."
         return None if config.cache_slots == 0 else cls(config)
 
-# %% ../nbs/03_cache.ipynb #77fb37c8
+# %% ../nbs/03_cache.ipynb #9eda3e15
 @patch
 def begin(self:PointerCache, lanes:int):
-    "Keys `(lanes, 0, units)` and the words held, {word: slot} of each lane: nothing yet."
-    keys = self.query.weight.new_zeros(lanes, 0, self.config.units)
+    "Keys `(lanes, 0, key_units)` and the words held, {word: slot} of each lane: nothing yet."
+    keys = self.query.weight.new_zeros(lanes, 0, self.key_units)
     return keys, [{} for _ in range(lanes)]
 
 @patch
@@ -253,7 +255,7 @@ def plan(self:PointerCache, lanes, held, resets=()):
 
 @patch
 def slot_scores(self:PointerCache, contexts, keys):
-    """Scores `(lanes, words, slots)` of `keys` `(lanes, slots, units)` for `contexts` `(lanes, words, units)`.
+    """Scores `(lanes, words, slots)` of `keys` `(lanes, slots, key_units)` for `contexts` `(lanes, words, units)`.
 
     Additive scores as in K17 §2.2, or the dot product of query and key."""
     query = self.query(contexts)
@@ -262,20 +264,27 @@ def slot_scores(self:PointerCache, contexts, keys):
 
 @patch
 def draw(self:PointerCache, context, keys, held, sampler) -> str:
-    "A word drawn from the cache of a lane: `context` `(units,)`, `keys` `(slots, units)`, `held` {word: slot}."
+    "A word drawn from the cache of a lane: `context` `(units,)`, `keys` `(slots, key_units)`."
     slots = torch.tensor(list(held.values()), device=keys.device)
     own = keys.index_select(0, slots)
     scores = self.slot_scores(context[None, None], own[None])[0, 0]
     return list(held)[sampler.draw(scores)]
 
-# %% ../nbs/03_cache.ipynb #f078ba2e
+# %% ../nbs/03_cache.ipynb #ef0eebae
+@patch
+def versions(self:PointerCache, contexts, keys, plan):
+    "The keys that the words of a segment write, `(lanes, words, key_units)`."
+    made = contexts
+    if self.config.key_units: made = self.narrow(contexts).to(contexts.dtype)
+    return key_versions(made, keys, plan.hit, self.config.key_update)
+
 @patch
 def forward(self:PointerCache, contexts, keys, plan, detail=None, reuse=False):
-    """The cache as a `Source` of the words of a segment, and the next keys `(lanes, kept, units)`.
+    """The cache as a `Source` of the words of a segment, and the next keys `(lanes, kept, key_units)`.
 
-    `contexts` `(lanes, words, units)`, `keys` `(lanes, columns, units)`; `detail` `(lanes, words)`: log
+    `contexts` `(lanes, words, units)`, `keys` `(lanes, columns, key_units)`; `detail` `(lanes, words)`: log
     probability of what a copied word has still to say. With `reuse` the `keys` may be written into."""
-    versions = key_versions(contexts, keys, plan.hit, self.config.key_update)
+    versions = self.versions(contexts, keys, plan)
     log_p, empty = self.read(contexts, keys, versions, plan)
     logit = -float32_at_least(self.gate(contexts)[..., 0])   # of copying; the gate's own is of spelling
     log_p = float32_at_least(log_p)
@@ -286,8 +295,7 @@ def forward(self:PointerCache, contexts, keys, plan, detail=None, reuse=False):
 @patch
 def advance(self:PointerCache, contexts, keys, plan, reuse=False):
     "The next keys alone, of a segment that is read and not scored."
-    versions = key_versions(contexts, keys, plan.hit, self.config.key_update)
-    return carry_keys(keys, versions, plan, reuse)
+    return carry_keys(keys, self.versions(contexts, keys, plan), plan, reuse)
 
 # %% ../nbs/03_cache.ipynb #7967568d
 def _product(a, b):
@@ -385,7 +393,7 @@ class _Read(torch.autograd.Function):
         d_versions = own.transpose(1, 2) @ (grad * query)
         return d_query, None, d_versions, None
 
-# %% ../nbs/03_cache.ipynb #a9acb0f7
+# %% ../nbs/03_cache.ipynb #f702e611
 def read_keys(query, carried, versions, plan):
     """What `read_cache` says of dot scores, in one pass over the keys.
 
@@ -400,7 +408,7 @@ def read_keys(query, carried, versions, plan):
 def read(self:PointerCache, contexts, keys, versions, plan):
     """log p_ptr of each word (0 where it is not in the cache), and whether the cache is empty, `(lanes, words)`.
 
-    `contexts` and `versions` are `(lanes, words, units)`, carried `keys` `(lanes, columns, units)`."""
+    `contexts` are `(lanes, words, units)`, `versions` and the carried `keys` `(lanes, words or columns, key_units)`."""
     if self.config.score == 'dot': return read_keys(self.query(contexts), keys, versions, plan)
     query = torch.tanh(self.query(contexts))
     energy = self.energy.weight[0]
@@ -409,13 +417,15 @@ def read(self:PointerCache, contexts, keys, versions, plan):
     for some in (keys.clone(), versions): scores.append(additive_scores(query, self.key(some), energy))
     return read_cache(torch.cat(scores, -1), plan)
 
-# %% ../nbs/03_cache.ipynb #5132953e
+# %% ../nbs/03_cache.ipynb #f5ddb209
 @patch
 def training_flops(self:PointerCache, plan):
     "Floating-point operations of the matrix products of one update: those of gate, query, keys and reading."
     lanes, words = plan.hit.shape
     units = self.config.units
-    layers = 6 * lanes * words * units * (3 * units + 1)
-    carried = plan.columns * lanes * words * units   # no gradient goes to carried keys
-    own = words * lanes * words * units
+    key_units = self.key_units
+    projections = 2 if self.config.key_units else 1   # of queries, and of keys
+    layers = 6 * lanes * words * units * (2 * units + 1 + projections * key_units)
+    carried = plan.columns * lanes * words * key_units   # no gradient goes to carried keys
+    own = words * lanes * words * key_units
     return layers + 4 * carried + 10 * own

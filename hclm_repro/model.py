@@ -128,6 +128,8 @@ class CacheConfig(Config):
     score: str = option('dot', 'dot', 'additive', doc='how a slot is scored; K17 §2.2: additive')
     key_update: str = option('average', 'average', 'latest', doc='key of a reused word: mean of old and new, or new')
     cache_reset: str = option('epoch', *RESETS, doc='when the cache is emptied in training; as state_reset')
+    key_units: int | None = option(None, at_least=1, doc='numbers of a key, a projection of the context; '
+                                   'None: the context itself')
 
 # %% ../nbs/01c_model.ipynb #5716e207
 @dataclass

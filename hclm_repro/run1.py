@@ -51,15 +51,17 @@ class LoopHCLM(LanguageModel):
 def pointer_weights(cls:LoopHCLM, config):
     "The layers that read a cache: gate (K17 §2.3), query, and for additive scores key and energy (§2.2)."
     units = config.units
+    key_units = config.key_units or units
     layers = nn.ModuleDict()
     layers['gate'] = nn.Sequential(
         nn.Linear(units, units), nn.Tanh(),
         nn.Linear(units, units), nn.Tanh(),
         nn.Linear(units, 1))
-    layers['query'] = nn.Linear(units, units)
+    layers['query'] = nn.Linear(units, key_units)
     if config.score == 'additive':
-        layers['key'] = nn.Linear(units, units, bias=False)
-        layers['energy'] = nn.Linear(units, 1, bias=False)
+        layers['key'] = nn.Linear(key_units, key_units, bias=False)
+        layers['energy'] = nn.Linear(key_units, 1, bias=False)
+    if config.key_units: layers['narrow'] = nn.Linear(units, key_units, bias=False)
     return layers
 
 # %% ../nbs/02_run1.ipynb #ba68c2c2
@@ -151,10 +153,11 @@ def slot_scores(self:LoopHCLM, h, keys):
 # %% ../nbs/02_run1.ipynb #264180b5
 @patch
 def write(self:LoopHCLM, slots, h, word):
-    "Store `word` under `h`; on reuse average (or replace) its key; drop the least recently used word."
+    "Store `word` under the key of `h`; on reuse average (or replace) its key; drop the least recently used word."
+    key = self.cache['narrow'](h) if self.config.key_units else h
     if word in slots and self.config.key_update == 'average':
-        h = (slots[word] + h) / 2
-    slots[word] = h
+        key = (slots[word] + key) / 2
+    slots[word] = key
     slots.move_to_end(word)
     most = self.config.cache_slots
     if most is not None and len(slots) > most: slots.popitem(last=False)

@@ -37,6 +37,10 @@ class CardTensor(torch.Tensor):
         if strangers and name != 'copy_': raise RuntimeError(f'{name} was given tensors on card and CPU; allowed: on one device')
         cls.count(name, arguments, strangers)
 
+        if torch.Tag.inplace_view in function.tags:   # squeeze_ and the like: of the tensor itself, not its numbers
+            with no_dispatch(): function(*arguments, **choices)
+            return arguments[0]
+
         owners = {}
         def bare(tensor):
             inside = plain(tensor)

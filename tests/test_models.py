@@ -37,7 +37,7 @@ def variants(cls):
     for f in options:
         for choice in f.metadata.get('choices', ()):
             if choice != f.default: found.append({f.name: choice})
-    if 'cache_slots' in names: found += [dict(cache_slots=0), dict(cache_slots=None)]
+    if 'cache_slots' in names: found += [dict(cache_slots=0), dict(cache_slots=None), dict(key_units=3)]
     return found
 
 
@@ -141,6 +141,20 @@ def test_plans_predictions_and_states_have_their_shapes(case):
             assert tensor is None or tensor.shape == (2, 4)
         assert len(state['h']) == 2 and ledger['position'] == 4 * (i + 1)
         assert not any(torch.is_tensor(value) and value.requires_grad for value in state.values())
+
+
+@pytest.mark.parametrize('choices', [{}, dict(score='additive')], ids=['dot', 'additive'])
+@pytest.mark.parametrize('name', [name for name, cls in models.items() if 'key_units' in vars(cls.Config())])
+def test_keys_as_wide_as_contexts_are_contexts(name, choices):
+    "Through a matrix that changes nothing the cache is the one without it."
+    model = build((name, choices))
+    twin = build((name, choices), key_units=8)
+    weights = twin.state_dict()
+    weights.update(model.state_dict())
+    weights['cache.narrow.weight'].copy_(torch.eye(8))
+    twin.load_state_dict(weights)
+    np.testing.assert_allclose(twin.score(text, 3).bits, model.score(text, 3).bits, rtol=0, atol=1e-9)
+    assert build((name, dict(choices, key_units=3))).parameter_count != model.parameter_count
 
 
 @each_case
