@@ -6,7 +6,7 @@
 __all__ = ['HCLM', 'PackedWords', 'pack_words', 'pack_written', 'Stretch', 'stretches', 'HCLMPlan', 'gradient_difference',
            'read_through', 'agree', 'with_choices']
 
-# %% ../nbs/04b_run2.ipynb #5db03272
+# %% ../nbs/04b_run2.ipynb #5125f61b
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,11 +20,12 @@ from .corpus import Lanes
 from hclm_repro.model import (
     Dropout, LanguageModel, Plan, draw_word, lstm_steps, mix, of_shape, sum_by_word, symbol_nats,
     uniform_weights)
+from .lexicon import Lexicon, LexiconPlan
 from .recurrence import Packing, lstm_inputs, pack, ragged_lstm
-from .run1 import HCLMConfig
+from .run1 import HCLMConfig, with_lexicon
 from .text import PADDING, UNKNOWN
 
-# %% ../nbs/04b_run2.ipynb #0885f735
+# %% ../nbs/04b_run2.ipynb #2079107d
 class HCLM(LanguageModel):
     """HCLM + Cache without loops; `cache_slots=0` is No-Cache.
     The same weights give the same numbers as in `LoopHCLM`."""
@@ -41,6 +42,7 @@ class HCLM(LanguageModel):
         self.output = nn.Linear(units, self.alphabet.outputs)
         self.dropout = Dropout(config.dropout)
         self.cache = self.Cache.of(config)
+        self.lexicon = Lexicon.of(config)
         uniform_weights(self, config.init_range)
 
     def begin(self, lanes:int):
@@ -49,6 +51,13 @@ class HCLM(LanguageModel):
         ledger = dict(position=0)
         if self.cache: state['keys'], ledger['held'] = self.cache.begin(lanes)
         return state, ledger
+
+# %% ../nbs/04b_run2.ipynb #c1ca0fd2
+@patch(cls_method=True)
+def config_for(cls:HCLM, config, corpus, min_count=25):
+    "`config` with what is taken from the training text: characters, and the words of the lexicon."
+    config = super(HCLM, cls).config_for(config, corpus, min_count)
+    return with_lexicon(config, corpus)
 
 # %% ../nbs/04b_run2.ipynb #cf33d254
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ def stretches(lanes:int, count:int, resets:list) -> list:
         found.append(Stretch(start, end, start in resets, packing))
     return found
 
-# %% ../nbs/04b_run2.ipynb #d5af4b02
+# %% ../nbs/04b_run2.ipynb #8a383929
 @dataclass(frozen=True)
 class HCLMPlan(Plan):
     "A segment for `HCLM`: words that are read (each distinct one once) and words that are written."
@@ -106,11 +115,12 @@ class HCLMPlan(Plan):
     write: PackedWords                          # words with a loss, terminators included
     stretches: list                             # of words between two resets of the state
     cache: CachePlan = None
+    lexicon: LexiconPlan = None
     which: torch.Tensor = of_shape('places')    # the distinct word at each place, lane by lane
     coded: torch.Tensor = of_shape('coded')     # the place of each word with a loss
     inputs: torch.Tensor = of_shape('written')  # what the decoder reads for each packed row of `write`
 
-# %% ../nbs/04b_run2.ipynb #891c26ef
+# %% ../nbs/04b_run2.ipynb #cb7d69e0
 @patch
 def prepare(self:HCLM, segment, ledger:dict, following=None):
     "The `HCLMPlan` of a segment, and the next ledger."
@@ -131,10 +141,11 @@ def prepare(self:HCLM, segment, ledger:dict, following=None):
         rows = [tokens[i:i + count] for i in range(0, len(tokens), count)]
         resets = self.restart_points('cache_reset', ledger, count)
         cache, after['held'] = self.cache.plan(rows, ledger['held'], resets)
+    lexicon = self.lexicon.plan(tokens, distinct) if self.lexicon else None
     coded = torch.tensor(coded, dtype=torch.long)
-    return HCLMPlan(lanes, count, read, write, parts, cache, which, coded, inputs), after
+    return HCLMPlan(lanes, count, read, write, parts, cache, lexicon, which, coded, inputs), after
 
-# %% ../nbs/04b_run2.ipynb #21af9183
+# %% ../nbs/04b_run2.ipynb #b33370c3
 @patch
 def word_vectors(self:HCLM, plan:HCLMPlan) -> torch.Tensor:
     "The vector of each distinct word of the segment, `(distinct words, units)`."
@@ -143,6 +154,7 @@ def word_vectors(self:HCLM, plan:HCLMPlan) -> torch.Tensor:
     letters = self.dropout(self.embedding.weight)
     table = lstm_inputs(self.encoder, letters)
     _, vectors, _ = ragged_lstm(self.encoder, table, packing, zero, zero, plan.read.symbols)
+    if self.lexicon: vectors = vectors + self.lexicon.vectors(plan.lexicon)
     return vectors
 
 # %% ../nbs/04b_run2.ipynb #8c1fa6fe
@@ -185,7 +197,7 @@ def spell(self:HCLM, plan:HCLMPlan, contexts:torch.Tensor) -> torch.Tensor:
     place = plan.coded[write.sequence]
     return -sum_by_word(nats, place, (plan.lanes, plan.words))
 
-# %% ../nbs/04b_run2.ipynb #1376696d
+# %% ../nbs/04b_run2.ipynb #e6b93862
 @patch
 def forward(self:HCLM, plan:HCLMPlan, state:dict, reuse=False):
     """`Predictions` of a segment and the next state.
@@ -198,6 +210,7 @@ def forward(self:HCLM, plan:HCLMPlan, state:dict, reuse=False):
     if self.cache:
         copying, after['keys'] = self.cache(contexts, state['keys'], plan.cache, reuse=reuse)
         sources.append(copying)
+    if self.lexicon: sources.append(self.lexicon(contexts, plan.lexicon))
     predictions = mix(log_spelled, sources)
 
     has_loss = torch.zeros_like(log_spelled, dtype=torch.bool)
@@ -205,23 +218,25 @@ def forward(self:HCLM, plan:HCLMPlan, state:dict, reuse=False):
     nats = torch.where(has_loss, predictions.nats, 0.0)
     return replace(predictions, nats=nats), after
 
-# %% ../nbs/04b_run2.ipynb #b6682226
+# %% ../nbs/04b_run2.ipynb #d204f763
 @patch
 def sample(self:HCLM, state:dict, ledger:dict, sampler) -> str:
-    "One word: the gate decides, then a slot is drawn or the word is spelled."
+    "One word: the gate chooses a source, and that draws the word or spells it."
     h = state['h'][0]
     if self.restart_points('state_reset', ledger): h = torch.zeros_like(h)
-    carry = h[None, None], torch.zeros_like(h)[None, None]
-    step = lstm_steps(self.embedding, self.decoder, self.output, carry)
     held = ledger['held'][0] if self.cache else {}
-    starts_over = self.restart_points('cache_reset', ledger)
-    if not held or starts_over: return draw_word(self.alphabet, step, sampler)
+    if self.restart_points('cache_reset', ledger): held = {}
+    logits = {}
+    if held: logits['copy'] = -self.cache.gate(h)[0]
+    if self.lexicon: logits['lexicon'] = self.lexicon.gate(h)[0]
 
-    logit = -self.cache.gate(h)[0]
-    if sampler.choose([logit]) == 0: return draw_word(self.alphabet, step, sampler)
-    return self.cache.draw(h, state['keys'][0], held, sampler)
+    chosen = ['spell', *logits][sampler.choose(list(logits.values()))]
+    if chosen == 'copy': return self.cache.draw(h, state['keys'][0], held, sampler)
+    if chosen == 'lexicon': return self.lexicon.draw(h, sampler)
+    carry = h[None, None], torch.zeros_like(h)[None, None]
+    return draw_word(self.alphabet, lstm_steps(self.embedding, self.decoder, self.output, carry), sampler)
 
-# %% ../nbs/04b_run2.ipynb #fa1ddb4d
+# %% ../nbs/04b_run2.ipynb #5713e830
 @patch
 def training_flops(self:HCLM, plan:HCLMPlan) -> int:
     "Floating-point operations of the matrix products of one update on `plan`."
@@ -235,6 +250,7 @@ def training_flops(self:HCLM, plan:HCLMPlan) -> int:
     tables = 2 * self.alphabet.symbols * config.embedding * lstm_gates
     total = 6 * (steps + outputs + tables)
     if self.cache: total += self.cache.training_flops(plan.cache)
+    if self.lexicon: total += self.lexicon.training_flops(plan.lexicon)
     return total
 
 # %% ../nbs/04b_run2.ipynb #786b823e
