@@ -6,7 +6,7 @@
 __all__ = ['HCLM', 'PackedWords', 'pack_words', 'pack_written', 'Stretch', 'stretches', 'HCLMPlan', 'gradient_difference',
            'read_through', 'agree', 'with_choices']
 
-# %% ../nbs/04b_run2.ipynb #5125f61b
+# %% ../nbs/04b_run2.ipynb #e1fc2509
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,22 +15,22 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
-from .cache import CachePlan, PointerCache
 from .corpus import Lanes
 from hclm_repro.model import (
     Dropout, LanguageModel, Plan, draw_word, lstm_steps, mix, of_shape, sum_by_word, symbol_nats,
     uniform_weights)
 from .lexicon import Lexicon, LexiconPlan
 from .recurrence import Packing, lstm_inputs, pack, ragged_lstm
+from .occurrences import cache_of
 from .run1 import HCLMConfig, with_lexicon
 from .text import PADDING, UNKNOWN
 
-# %% ../nbs/04b_run2.ipynb #2079107d
+# %% ../nbs/04b_run2.ipynb #ee8b567a
 class HCLM(LanguageModel):
     """HCLM + Cache without loops; `cache_slots=0` is No-Cache.
     The same weights give the same numbers as in `LoopHCLM`."""
     Config = HCLMConfig
-    Cache = PointerCache   # a subclass may take another
+    Cache = None   # a subclass may name another kind of cache
 
     def __init__(self, config:HCLMConfig):
         super().__init__(config)
@@ -41,7 +41,7 @@ class HCLM(LanguageModel):
         self.decoder = nn.LSTM(config.embedding, units)     # context -> characters of the next word
         self.output = nn.Linear(units, self.alphabet.outputs)
         self.dropout = Dropout(config.dropout)
-        self.cache = self.Cache.of(config)
+        self.cache = cache_of(config, self.Cache)
         self.lexicon = Lexicon.of(config)
         uniform_weights(self, config.init_range)
 
@@ -105,7 +105,7 @@ def stretches(lanes:int, count:int, resets:list) -> list:
         found.append(Stretch(start, end, start in resets, packing))
     return found
 
-# %% ../nbs/04b_run2.ipynb #8a383929
+# %% ../nbs/04b_run2.ipynb #3aa74a1b
 @dataclass(frozen=True)
 class HCLMPlan(Plan):
     "A segment for `HCLM`: words that are read (each distinct one once) and words that are written."
@@ -114,7 +114,7 @@ class HCLMPlan(Plan):
     read: PackedWords                           # distinct words of the segment
     write: PackedWords                          # words with a loss, terminators included
     stretches: list                             # of words between two resets of the state
-    cache: CachePlan = None
+    cache: Plan = None
     lexicon: LexiconPlan = None
     which: torch.Tensor = of_shape('places')    # the distinct word at each place, lane by lane
     coded: torch.Tensor = of_shape('coded')     # the place of each word with a loss
@@ -218,16 +218,16 @@ def forward(self:HCLM, plan:HCLMPlan, state:dict, reuse=False):
     nats = torch.where(has_loss, predictions.nats, 0.0)
     return replace(predictions, nats=nats), after
 
-# %% ../nbs/04b_run2.ipynb #d204f763
+# %% ../nbs/04b_run2.ipynb #2743f1f3
 @patch
 def sample(self:HCLM, state:dict, ledger:dict, sampler) -> str:
     "One word: the gate chooses a source, and that draws the word or spells it."
     h = state['h'][0]
     if self.restart_points('state_reset', ledger): h = torch.zeros_like(h)
-    held = ledger['held'][0] if self.cache else {}
-    if self.restart_points('cache_reset', ledger): held = {}
+    held = ledger['held'][0] if self.cache else []
+    if self.restart_points('cache_reset', ledger): held = []
     logits = {}
-    if held: logits['copy'] = -self.cache.gate(h)[0]
+    if any(word not in (PADDING, UNKNOWN) for word in held): logits['copy'] = -self.cache.gate(h)[0]
     if self.lexicon: logits['lexicon'] = self.lexicon.gate(h)[0]
 
     chosen = ['spell', *logits][sampler.choose(list(logits.values()))]
