@@ -30,7 +30,7 @@ def lexicon_entries(config):
     if len(words) <= config.lexicon_words: return entries
     raise ValueError(f'lexicon has {len(words):,} words; allowed: at most lexicon_words, which is {config.lexicon_words:,}')
 
-# %% ../nbs/02_run1.ipynb #b936b14e
+# %% ../nbs/02_run1.ipynb #e7ffc501
 @dataclass(frozen=True)
 class HCLMConfig(CacheConfig, ModelConfig):
     "Choices of HCLM + Cache. With `cache_slots=0` it is No-Cache."
@@ -38,6 +38,8 @@ class HCLMConfig(CacheConfig, ModelConfig):
     embedding: int = option(64, at_least=1, doc='width of the character vectors')
     init_range: float | None = option(None, above=0, doc='weights start uniform in ± this (K17 §4: 0.08); '
                                       'None: as torch starts them')
+    word_layers: int = option(1, at_least=1, doc='word LSTMs, each of which reads the sum of those below it; the '
+                              'context is the sum of all')
     cache_holds: str = option('words', 'words', 'occurrences', doc='what has a slot: each word (K17), or each '
                               'occurrence of it among the last cache_slots words')
     lexicon_words: int = option(0, at_least=0, doc='most frequent words of train that the lexicon holds; 0: no lexicon')
@@ -51,7 +53,7 @@ class HCLMConfig(CacheConfig, ModelConfig):
         if self.cache_holds == 'occurrences' and self.score == 'additive':
             raise ValueError("score is 'additive' in a cache of occurrences; allowed: 'dot'")
 
-# %% ../nbs/02_run1.ipynb #bf8696bd
+# %% ../nbs/02_run1.ipynb #ac2b0072
 class LoopHCLM(LanguageModel):
     "HCLM + Cache by the nested loops of Algorithm 1 of Wang (2025)."
     Config = HCLMConfig
@@ -69,6 +71,7 @@ class LoopHCLM(LanguageModel):
         self.cache = self.pointer_weights(config) if config.cache_slots != 0 else None
         self.entries = lexicon_entries(config)   # word -> its number in the lexicon
         self.lexicon = self.lexicon_weights(config) if self.entries else None
+        self.deeper = nn.ModuleList(nn.LSTM(units, units) for _ in range(config.word_layers - 1))
         uniform_weights(self, config.init_range)
 
 # %% ../nbs/02_run1.ipynb #060e78fd
@@ -104,10 +107,10 @@ class LoopPlan(Plan):
     state_resets: list      # words before which h and c start over
     cache_resets: list      # words before which the caches are emptied
 
-# %% ../nbs/02_run1.ipynb #e4f8b53a
+# %% ../nbs/02_run1.ipynb #7c49fdc6
 @patch
 def begin(self:LoopHCLM, lanes):
-    zero = self.output.weight.new_zeros(lanes, self.config.units)
+    zero = self.output.weight.new_zeros(lanes, self.config.word_layers * self.config.units)
     caches = [OrderedDict() for _ in range(lanes)]   # word -> key, the least recently used first
     return dict(h=zero, c=zero, caches=caches), dict(position=0)
 
@@ -139,29 +142,42 @@ def word_vector(self:LoopHCLM, word):
     if word in self.entries: vector = vector + self.lexicon_vector(self.entries[word])
     return vector
 
-# %% ../nbs/02_run1.ipynb #380412eb
+# %% ../nbs/02_run1.ipynb #bff94f3f
+@patch
+def step_words(self:LoopHCLM, vector, h, c):
+    "`h` and `c` `(layers, units)` of the word LSTMs, after they have read one more word by its `vector`."
+    hidden = []
+    cells = []
+    for i, lstm in enumerate([self.word_lstm, *self.deeper]):
+        if i > 0: vector = self.dropout(torch.stack(hidden).sum(0))
+        carry = h[i][None, None], c[i][None, None]
+        _, (next_h, next_c) = lstm(vector[None, None], carry)
+        hidden.append(next_h[0, 0])
+        cells.append(next_c[0, 0])
+    return torch.stack(hidden), torch.stack(cells)
+
+# %% ../nbs/02_run1.ipynb #40492901
 @patch
 def read_words(self:LoopHCLM, plan, state):
     """Contexts `(lanes, words, units)`, each of which has read the words before it only,
-    and the next `h` and `c` `(lanes, units)`, detached."""
+    and the next `h` and `c`, of all layers `(lanes, layers * units)`, detached."""
+    units = self.config.units
     contexts = []
     last_h = []
     last_c = []
     for b in range(plan.lanes):
-        h, c = state['h'][b], state['c'][b]
+        h, c = state['h'][b].view(-1, units), state['c'][b].view(-1, units)
         for t, word in enumerate(plan.tokens[b]):
             if t in plan.state_resets:
                 h = torch.zeros_like(h)
                 c = torch.zeros_like(c)
-            contexts.append(h)
+            contexts.append(h.sum(0))
 
-            if word == PADDING: vector = torch.zeros_like(h)
+            if word == PADDING: vector = torch.zeros_like(h[0])
             else: vector = self.dropout(self.word_vector(word))
-            carry = h[None, None], c[None, None]
-            _, (h, c) = self.word_lstm(vector[None, None], carry)
-            h, c = h[0, 0], c[0, 0]
-        last_h.append(h.detach())
-        last_c.append(c.detach())
+            h, c = self.step_words(vector, h, c)
+        last_h.append(h.detach().flatten())
+        last_c.append(c.detach().flatten())
     contexts = torch.stack(contexts).view(plan.lanes, plan.words, -1)
     return contexts, torch.stack(last_h), torch.stack(last_c)
 
@@ -345,11 +361,11 @@ def join_rows(rows, plan):
         posteriors[name] = grid([row.posteriors[name] for row in rows])
     return Predictions(nats, gate, posteriors)
 
-# %% ../nbs/02_run1.ipynb #104a995d
+# %% ../nbs/02_run1.ipynb #355766a4
 @patch
 def sample(self:LoopHCLM, state, ledger, sampler):
     "One word: the gate chooses a source, and that draws the word or spells it."
-    h = state['h'][0]
+    h = state['h'][0].view(-1, self.config.units).sum(0)
     if self.restart_points('state_reset', ledger): h = torch.zeros_like(h)
     slots = state['caches'][0] if self.cache else {}
     if self.restart_points('cache_reset', ledger): slots = {}

@@ -25,7 +25,7 @@ from .occurrences import cache_of
 from .run1 import HCLMConfig, with_lexicon
 from .text import PADDING, UNKNOWN
 
-# %% ../nbs/04b_run2.ipynb #ee8b567a
+# %% ../nbs/04b_run2.ipynb #e6d48efd
 class HCLM(LanguageModel):
     """HCLM + Cache without loops; `cache_slots=0` is No-Cache.
     The same weights give the same numbers as in `LoopHCLM`."""
@@ -43,10 +43,11 @@ class HCLM(LanguageModel):
         self.dropout = Dropout(config.dropout)
         self.cache = cache_of(config, self.Cache)
         self.lexicon = Lexicon.of(config)
+        self.deeper = nn.ModuleList(nn.LSTM(units, units) for _ in range(config.word_layers - 1))
         uniform_weights(self, config.init_range)
 
     def begin(self, lanes:int):
-        zero = self.output.weight.new_zeros(lanes, self.config.units)
+        zero = self.output.weight.new_zeros(lanes, self.config.word_layers * self.config.units)
         state = dict(h=zero, c=zero)
         ledger = dict(position=0)
         if self.cache: state['keys'], ledger['held'] = self.cache.begin(lanes)
@@ -157,27 +158,44 @@ def word_vectors(self:HCLM, plan:HCLMPlan) -> torch.Tensor:
     if self.lexicon: vectors = vectors + self.lexicon.vectors(plan.lexicon)
     return vectors
 
-# %% ../nbs/04b_run2.ipynb #8c1fa6fe
+# %% ../nbs/04b_run2.ipynb #1b24abca
 @patch
-def read_words(self:HCLM, plan:HCLMPlan, state:dict):
-    """Contexts `(lanes, words, units)`, each of which has read the words before it only,
-    and the next `h` and `c` `(lanes, units)`, detached."""
-    vectors = self.word_vectors(plan)
-    looked_up = self.dropout(F.embedding(plan.which, vectors))
-    inputs = lstm_inputs(self.word_lstm, looked_up)
-    inputs = inputs.view(plan.lanes, plan.words, -1)
-
-    h, c = state['h'], state['c']
-    contexts = []
+def run_layer(self:HCLM, lstm, inputs, plan:HCLMPlan, h, c):
+    """A word LSTM over a segment: its hidden state before each word and after it, `(lanes, words, units)`, and the
+    last `h` and `c` `(lanes, units)`. `inputs` `(lanes, words, ...)` are made by `lstm_inputs`."""
+    before = []
+    after = []
     for stretch in plan.stretches:
         if stretch.restarts: h, c = torch.zeros_like(h), torch.zeros_like(c)
         own = inputs[:, stretch.start:stretch.end]
         steps = own.transpose(0, 1).flatten(0, 1)   # as packed: step by step
-        hidden, last, c = ragged_lstm(self.word_lstm, steps, stretch.packing, h, c)
-        after = hidden.view(-1, *h.shape).transpose(0, 1)   # (lanes, words, units), each word read
-        contexts += [h[:, None], after[:, :-1]]
+        hidden, last, c = ragged_lstm(lstm, steps, stretch.packing, h, c)
+        done = hidden.view(-1, *h.shape).transpose(0, 1)   # (lanes, words, units), each word read
+        before += [h[:, None], done[:, :-1]]
+        after.append(done)
         h = last
-    return torch.cat(contexts, 1), h.detach(), c.detach()
+    return torch.cat(before, 1), torch.cat(after, 1), h.detach(), c.detach()
+
+@patch
+def read_words(self:HCLM, plan:HCLMPlan, state:dict):
+    """Contexts `(lanes, words, units)`, each of which has read the words before it only,
+    and the next `h` and `c`, of all layers `(lanes, layers * units)`, detached."""
+    vectors = self.word_vectors(plan)
+    read = self.dropout(F.embedding(plan.which, vectors))
+    units = self.config.units
+    layers = zip([self.word_lstm, *self.deeper], state['h'].split(units, 1), state['c'].split(units, 1))
+    contexts = total = 0
+    h_after = []
+    c_after = []
+    for lstm, h, c in layers:
+        if h_after: read = self.dropout(total.flatten(0, 1))
+        inputs = lstm_inputs(lstm, read).view(plan.lanes, plan.words, -1)
+        before, after, h, c = self.run_layer(lstm, inputs, plan, h, c)
+        contexts = contexts + before
+        total = total + after
+        h_after.append(h)
+        c_after.append(c)
+    return contexts, torch.cat(h_after, 1), torch.cat(c_after, 1)
 
 # %% ../nbs/04b_run2.ipynb #912d271f
 @patch
@@ -218,11 +236,11 @@ def forward(self:HCLM, plan:HCLMPlan, state:dict, reuse=False):
     nats = torch.where(has_loss, predictions.nats, 0.0)
     return replace(predictions, nats=nats), after
 
-# %% ../nbs/04b_run2.ipynb #2743f1f3
+# %% ../nbs/04b_run2.ipynb #85ede0d2
 @patch
 def sample(self:HCLM, state:dict, ledger:dict, sampler) -> str:
     "One word: the gate chooses a source, and that draws the word or spells it."
-    h = state['h'][0]
+    h = state['h'][0].view(-1, self.config.units).sum(0)
     if self.restart_points('state_reset', ledger): h = torch.zeros_like(h)
     held = ledger['held'][0] if self.cache else []
     if self.restart_points('cache_reset', ledger): held = []
@@ -236,7 +254,7 @@ def sample(self:HCLM, state:dict, ledger:dict, sampler) -> str:
     carry = h[None, None], torch.zeros_like(h)[None, None]
     return draw_word(self.alphabet, lstm_steps(self.embedding, self.decoder, self.output, carry), sampler)
 
-# %% ../nbs/04b_run2.ipynb #5713e830
+# %% ../nbs/04b_run2.ipynb #866d9bf8
 @patch
 def training_flops(self:HCLM, plan:HCLMPlan) -> int:
     "Floating-point operations of the matrix products of one update on `plan`."
@@ -245,7 +263,7 @@ def training_flops(self:HCLM, plan:HCLMPlan) -> int:
     words = plan.lanes * plan.words
     read = len(plan.read.symbols)
     written = len(plan.write.symbols)
-    steps = (read + written + 2 * words) * config.units * lstm_gates
+    steps = (read + written + 2 * words * config.word_layers) * config.units * lstm_gates
     outputs = written * config.units * self.alphabet.outputs
     tables = 2 * self.alphabet.symbols * config.embedding * lstm_gates
     total = 6 * (steps + outputs + tables)
