@@ -54,7 +54,11 @@ PRESETS.update(
     kawakami=dict(meaning='as K17', units=600, embedding=600, segment_words=35, cache_slots=100, score='additive',
                   key_update='average', cache_reset='epoch', state_reset='epoch', dropout=0.5, init_range=0.08,
                   lanes=10, epochs=10, word_budget=None, evaluations=10, lr=2e-3, schedule='constant',
-                  weight_decay=0.0, clip=10.0))
+                  weight_decay=0.0, clip=10.0),
+    frontier=dict(meaning='the best that two cores can train in about an hour (chapter 10)', units=256, segment_words=35,
+                  word_layers=2, cache_slots=2000, cache_holds='occurrences', lexicon_words=33_000, lexicon_first=6_000,
+                  dropout=0.2, lanes=32, epochs=4, word_budget=None, lr=4e-3, evaluations=8, curve_words=40_000,
+                  precision='bf16'))
 
 _OWN = {}   # model -> preset -> choices that differ for this model
 
