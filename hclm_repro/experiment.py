@@ -59,6 +59,8 @@ PRESETS.update(
                   word_layers=2, cache_slots=2000, cache_holds='occurrences', lexicon_words=33_000, lexicon_first=6_000,
                   dropout=0.2, lanes=32, epochs=4, word_budget=None, lr=4e-3, evaluations=8, curve_words=40_000,
                   precision='bf16'))
+PRESETS['rung'] = dict(PRESETS['frontier'], meaning='a rung of the ladder of chapter 10: a quarter of an epoch',
+                       dropout=0.1, epochs=None, word_budget=500_000, evaluations=4)
 
 _OWN = {}   # model -> preset -> choices that differ for this model
 

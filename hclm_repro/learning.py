@@ -143,8 +143,8 @@ def _lengths(corpus, split, words):
     return [1000] * (words // 1000) + [words % 1000]
 
 # %% ../nbs/04c_learning.ipynb #39b38d5d
-def evaluate(model, corpus, split='valid', segment=None) -> dict:
-    """Score one split in one stream.
+def evaluate(model, corpus, split='valid', segment=None, learning=None) -> dict:
+    """Score one split in one stream; `segment` and `learning` as in `score_tokens`.
 
     Returns its counts, total `bits` and `surcharge`, the quotients without the surcharge (as K17),
     `bpc_exact` with it, `documents`: characters and bits of each, and the speller's bits for `terminators`
@@ -152,7 +152,7 @@ def evaluate(model, corpus, split='valid', segment=None) -> dict:
     started = time.perf_counter()
     counts = corpus.counts(split)
     rows, terminators = [], 0.0
-    for tables in model.score_tokens([iter(corpus.words(split))], segment):
+    for tables in model.score_tokens([iter(corpus.words(split))], segment, learning):
         rows.append(tables[0][['characters', 'bits', 'surcharge']].to_numpy(float))
         if 'terminator' in tables[0]: terminators += tables[0].terminator.sum()
 

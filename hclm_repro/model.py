@@ -397,11 +397,14 @@ def _table(self:LanguageModel, tokens, following, predictions, lane):
 READ_AT_ONCE = 2048   # words, of all lanes together
 
 @patch
-def score_tokens(self:LanguageModel, streams, segment=None):
+def score_tokens(self:LanguageModel, streams, segment=None, learning=None):
     """Yield, segment by segment, one table for each of `streams` (of tokens), from a cold start.
 
-    One token of look-ahead tells whether a space follows. Raises `ValueError` for a segment below 1, and for
+    One token of look-ahead tells whether a space follows. `learning`: how the weights go on learning from what
+    was scored, see `DynamicEvaluation`; it says how long a segment is. Raises `ValueError` for a segment below 1, and for
     weights or predictions that are not finite."""
+    learner = learning.begin(self) if learning else None
+    if learner: segment = learner.segment(segment)
     if segment is None: segment = max(1, READ_AT_ONCE // max(1, len(streams)))
     segment = checked('segment', segment, int, at_least=1)
     self.check_weights()
@@ -420,20 +423,23 @@ def score_tokens(self:LanguageModel, streams, segment=None):
         longest = max(map(len, rows))
         filled = [row + [PADDING] * (longest - len(row)) for row in rows]
         plan, ledger = self.prepare(filled, ledger, ahead)
-        with evaluating(self) as model: predictions, state = model(plan.to(self.device), state, reuse=True)
+        plan = plan.to(self.device)
+        if learner: predictions, state = learner.read(plan, state)
+        else:
+            with evaluating(self) as model: predictions, state = model(plan, state, reuse=True)
         yield [self._table(row, ahead[i], predictions, i) for i, row in enumerate(rows)]
 
 # %% ../nbs/01c_model.ipynb #0d5a7173
 @patch
-def score(self:LanguageModel, text, segment=None):
+def score(self:LanguageModel, text, segment=None, learning=None):
     """A table with one row per word of `canonical(text)`; for a list of texts, a list of tables.
 
     Line ends are words. Columns: `word`, `characters`, `bits`, of which `surcharge` names rare characters,
     and where the model has them `gate` and the posterior of each source. `segment`: words computed at once,
-    without effect on the bits. Raises `ValueError` for what is no text, or none that UTF-8 can encode, for a
-    segment below 1, and for weights or predictions that are not finite."""
+    without effect on the bits; `learning`: see `score_tokens`. Raises `ValueError` for what is no text, or none
+    that UTF-8 can encode, for a segment below 1, and for weights or predictions that are not finite."""
     texts = checked_texts('text', text)
-    parts = list(self.score_tokens([iter(split_words(t)) for t in texts], segment))
+    parts = list(self.score_tokens([iter(split_words(t)) for t in texts], segment, learning))
     tables = []
     for i in range(len(texts)):
         own = [part[i] for part in parts if len(part[i])] or [parts[0][i]]
@@ -441,10 +447,10 @@ def score(self:LanguageModel, text, segment=None):
     return tables[0] if isinstance(text, str) else tables
 
 @patch
-def score_file(self:LanguageModel, path, segment=None):
+def score_file(self:LanguageModel, path, segment=None, learning=None):
     "Yield tables like `score` of a UTF-8 file (`.xz` or plain), `segment` words at a time."
     path = checked('path', path, str | os.PathLike)
-    for tables in self.score_tokens([stream_words(path)], segment): yield tables[0]
+    for tables in self.score_tokens([stream_words(path)], segment, learning): yield tables[0]
 
 # %% ../nbs/01c_model.ipynb #b4570681
 def randomise(model, seed=0, scale=1.5):
