@@ -67,7 +67,7 @@ def ladder(size:str) -> dict:
         if rung.stays: config = changed
     return models
 
-# %% ../nbs/10_frontier.ipynb #03d6bafe
+# %% ../nbs/10_frontier.ipynb #60646f1f
 @dataclass(frozen=True)
 class DynamicEvaluation(Config):
     """Weights go on learning from the text that is scored, each segment after it was scored (Krause et al. 2018):
@@ -87,7 +87,7 @@ class Learner:
         self.config = config
         self.model = copy.deepcopy(model).eval().requires_grad_(True)
         self.trained = [p.detach().clone() for p in self.model.parameters()]
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(0, 0.999))
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(0.0, 0.999))
 
     def segment(self, asked):
         "How many words are read at once. Raises `ValueError` if another number is `asked` for."
