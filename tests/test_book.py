@@ -6,7 +6,8 @@ from common import code_cells, is_parameters, notebooks, read, root, run
 each = pytest.mark.parametrize('path', notebooks, ids=lambda p: p.stem)
 chapters = [p for p in notebooks if p.stem[0].isdigit()]
 no_parameters = {
-    'index', '00_idea', '01a_text', '01b_corpora', '01c_model', '02_run1', '03_cache', '04_machine',
+    'index', '00_idea', '01a_text', '01b_corpora', '01c_model', '02_run1', '03_cache', '03b_lexicon',
+    '03c_occurrences', '04_machine',
     '04a_recurrence', '04b_run2', '04c_files', '04c_folder', '04c_learning', '04c_training', '06a_transformer', '06b_hat', '06c_rivals', '06e_writing'}
 
 
