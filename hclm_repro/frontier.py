@@ -40,7 +40,7 @@ def frontier(size:str):
     if size not in SMALLER: raise ValueError(f'preset is {size!r}; allowed: one of {", ".join(SMALLER)}, rung, frontier')
     return replace(config, word_layers=2, cache_holds='occurrences', **SMALLER[size]), training
 
-# %% ../nbs/10_frontier.ipynb #e3fb0c75
+# %% ../nbs/10_frontier.ipynb #fee629ff
 @dataclass(frozen=True)
 class Rung:
     "A rung of the ladder: what is new beside the model of the rung below."
@@ -49,6 +49,7 @@ class Rung:
     training: dict = field(default_factory=dict)   # fields of the training config
     stays: bool = True                             # whether the rungs above have it, too
 
+# %% ../nbs/10_frontier.ipynb #12ddfb0f
 def rungs(top, training) -> list:
     "The `Rung`s of a ladder that leads to the model config `top`."
     small, larger = top.lexicon_words // 10, top.lexicon_words // 3
@@ -67,6 +68,7 @@ def rungs(top, training) -> list:
         Rung('half as wide again', dict(units=top.units * 3 // 2), stays=False),
         Rung('half the learning rate', {}, dict(lr=training.lr / 2), stays=False)]
 
+# %% ../nbs/10_frontier.ipynb #77e86ea1
 def ladder(size:str) -> dict:
     "{name of a rung: (HCLMConfig, TrainingConfig)} at the preset `size`, from the bottom up."
     top, training = frontier(size)
@@ -101,7 +103,7 @@ def ladder_table(records:dict, stays:dict) -> pd.DataFrame:
         if stays[name]: below = dict(bpc=bpc, speed=speed)
     return pd.DataFrame(rows).T
 
-# %% ../nbs/10_frontier.ipynb #60646f1f
+# %% ../nbs/10_frontier.ipynb #fe30eb5b
 @dataclass(frozen=True)
 class DynamicEvaluation(Config):
     """Weights go on learning from the text that is scored, each segment after it was scored (Krause et al. 2018):
@@ -115,6 +117,7 @@ class DynamicEvaluation(Config):
         "The `Learner` for one text, or for several that are read side by side."
         return Learner(model, self)
 
+# %% ../nbs/10_frontier.ipynb #fbd25b91
 class Learner:
     "A copy of a model that learns from what it has read; the model itself stays as it is."
     def __init__(self, model, config:DynamicEvaluation):

@@ -393,6 +393,22 @@ def _table(self:LanguageModel, tokens, following, predictions, lane):
     for name, posterior in predictions.posteriors.items(): table[name] = column(posterior)
     return pd.DataFrame(table)
 
+# %% ../nbs/01c_model.ipynb #28758c87
+def _next_rows(streams, ahead, segment):
+    "The next `segment` tokens of each stream, the token `ahead` first; that moves on."
+    rows = []
+    for i, stream in enumerate(streams):
+        row = [] if ahead[i] is None else [ahead[i], *islice(stream, segment)]
+        ahead[i] = row.pop() if len(row) > segment else None
+        rows.append(row)
+    return rows
+
+@patch
+def _read(self:LanguageModel, plan, state, learner=None):
+    "`Predictions` of a segment and the next state, without gradients, or by a `learner`."
+    if learner: return learner.read(plan, state)
+    with evaluating(self) as model: return model(plan, state, reuse=True)
+
 # %% ../nbs/01c_model.ipynb #30faaca2
 READ_AT_ONCE = 2048   # words, of all lanes together
 
@@ -415,18 +431,11 @@ def score_tokens(self:LanguageModel, streams, segment=None, learning=None):
 
     state, ledger = self.begin(len(streams))
     while any(token is not None for token in ahead):
-        rows = []
-        for i, stream in enumerate(streams):
-            row = [] if ahead[i] is None else [ahead[i], *islice(stream, segment)]
-            ahead[i] = row.pop() if len(row) > segment else None
-            rows.append(row)
+        rows = _next_rows(streams, ahead, segment)
         longest = max(map(len, rows))
         filled = [row + [PADDING] * (longest - len(row)) for row in rows]
         plan, ledger = self.prepare(filled, ledger, ahead)
-        plan = plan.to(self.device)
-        if learner: predictions, state = learner.read(plan, state)
-        else:
-            with evaluating(self) as model: predictions, state = model(plan, state, reuse=True)
+        predictions, state = self._read(plan.to(self.device), state, learner)
         yield [self._table(row, ahead[i], predictions, i) for i, row in enumerate(rows)]
 
 # %% ../nbs/01c_model.ipynb #0d5a7173

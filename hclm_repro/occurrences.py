@@ -17,7 +17,7 @@ from .model import Plan, Source, float32_at_least, of_shape
 from .run1 import gate_layers
 from .text import PADDING, UNKNOWN
 
-# %% ../nbs/03c_occurrences.ipynb #bef3b8f1
+# %% ../nbs/03c_occurrences.ipynb #3dbe1ff7
 @dataclass(frozen=True)
 class OccurrencePlan(Plan):
     "What a cache of occurrences does in a segment; no key is looked at."
@@ -31,6 +31,7 @@ def number_words(tokens, numbers):
     "The numbers of `tokens`: `numbers` {word: number}, -1 for words without a loss, -2 for all others."
     return [-1 if token in (PADDING, UNKNOWN) else numbers.get(token, -2) for token in tokens]
 
+# %% ../nbs/03c_occurrences.ipynb #ffd8fd5b
 def plan_occurrences(lanes, held, slots, resets=()):
     """The `OccurrencePlan` of `lanes` of tokens, and the words that each lane holds after them.
 
@@ -52,7 +53,7 @@ def plan_occurrences(lanes, held, slots, resets=()):
     plan = OccurrencePlan(columns, kept, first, word)
     return plan, [tokens[total - kept:] for tokens in joined]
 
-# %% ../nbs/03c_occurrences.ipynb #56427a93
+# %% ../nbs/03c_occurrences.ipynb #b9d48ad5
 _SCALE = 64          # scores are computed at a 64th: those of float16 could be too large for it
 _AT_ONCE = 1 << 22   # scores that are held at a time
 
@@ -73,16 +74,19 @@ class OccurrenceCache(nn.Module):
         keys = self.query.weight.new_zeros(lanes, 0, self.key_units)
         return keys, [[] for _ in range(lanes)]
 
-    def plan(self, lanes, held, resets=()):
-        "The `OccurrencePlan` of `lanes` of tokens, and the words held after them."
-        return plan_occurrences(lanes, held, self.config.cache_slots, resets)
+# %% ../nbs/03c_occurrences.ipynb #f1932322
+@patch
+def plan(self:OccurrenceCache, lanes, held, resets=()):
+    "The `OccurrencePlan` of `lanes` of tokens, and the words held after them."
+    return plan_occurrences(lanes, held, self.config.cache_slots, resets)
 
-    def versions(self, contexts):
-        "The keys of the words of a segment, `(lanes, words, key_units)`."
-        if not self.config.key_units: return contexts
-        return self.narrow(contexts).to(contexts.dtype)
+@patch
+def versions(self:OccurrenceCache, contexts):
+    "The keys of the words of a segment, `(lanes, words, key_units)`."
+    if not self.config.key_units: return contexts
+    return self.narrow(contexts).to(contexts.dtype)
 
-# %% ../nbs/03c_occurrences.ipynb #7cc43d16
+# %% ../nbs/03c_occurrences.ipynb #1e60cb09
 @patch
 def read_some(self:OccurrenceCache, query, keys, plan, start):
     "log p_ptr, hit and available `(lanes, words)` of some words of a segment, the first of which is `start`."
@@ -100,7 +104,16 @@ def read_some(self:OccurrenceCache, query, keys, plan, start):
     says = hit.any(-1)
     return torch.where(says, copied - total, 0.0), says, seen.any(-1)
 
-# %% ../nbs/03c_occurrences.ipynb #d994c743
+@patch
+def read(self:OccurrenceCache, query, keys, plan):
+    "The same of all words of a segment, some at a time; `keys` `(lanes, columns + words, key_units)`."
+    at_once = max(1, _AT_ONCE // (keys.shape[0] * keys.shape[1]))
+    parts = []
+    for start in range(0, query.shape[1], at_once):
+        parts.append(self.read_some(query[:, start:start + at_once], keys, plan, start))
+    return [torch.cat(tensors, 1) for tensors in zip(*parts)]
+
+# %% ../nbs/03c_occurrences.ipynb #54f1db43
 @patch
 def forward(self:OccurrenceCache, contexts, keys, plan, reuse=False):
     """The cache as a `Source` of the words of a segment, and the next keys `(lanes, kept, key_units)`.
@@ -109,17 +122,10 @@ def forward(self:OccurrenceCache, contexts, keys, plan, reuse=False):
     versions = self.versions(contexts)
     query = self.query(contexts)
     columns = torch.cat([keys.to(query.dtype), versions.to(query.dtype)], 1)
-    lanes, total, _ = columns.shape
-    at_once = max(1, _AT_ONCE // (lanes * total))
-    parts = []
-    for start in range(0, query.shape[1], at_once):
-        some = query[:, start:start + at_once]
-        parts.append(self.read_some(some, columns, plan, start))
-    log_p, says, available = [torch.cat(tensors, 1) for tensors in zip(*parts)]
-
+    log_p, says, available = self.read(query, columns, plan)
     logit = -float32_at_least(self.gate(contexts)[..., 0])   # of copying; the gate's own is of spelling
     after = torch.cat([keys.to(versions.dtype), versions.detach()], 1)
-    return Source('copy', logit, log_p, says, available), after[:, total - plan.kept:]
+    return Source('copy', logit, log_p, says, available), after[:, after.shape[1] - plan.kept:]
 
 @patch
 def draw(self:OccurrenceCache, context, keys, held, sampler) -> str:

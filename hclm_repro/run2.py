@@ -25,7 +25,7 @@ from .occurrences import cache_of
 from .run1 import HCLMConfig, with_lexicon
 from .text import PADDING, UNKNOWN
 
-# %% ../nbs/04b_run2.ipynb #e6d48efd
+# %% ../nbs/04b_run2.ipynb #be3f0e8a
 class HCLM(LanguageModel):
     """HCLM + Cache without loops; `cache_slots=0` is No-Cache.
     The same weights give the same numbers as in `LoopHCLM`."""
@@ -46,12 +46,14 @@ class HCLM(LanguageModel):
         self.deeper = nn.ModuleList(nn.LSTM(units, units) for _ in range(config.word_layers - 1))
         uniform_weights(self, config.init_range)
 
-    def begin(self, lanes:int):
-        zero = self.output.weight.new_zeros(lanes, self.config.word_layers * self.config.units)
-        state = dict(h=zero, c=zero)
-        ledger = dict(position=0)
-        if self.cache: state['keys'], ledger['held'] = self.cache.begin(lanes)
-        return state, ledger
+# %% ../nbs/04b_run2.ipynb #f276e342
+@patch
+def begin(self:HCLM, lanes:int):
+    zero = self.output.weight.new_zeros(lanes, self.config.word_layers * self.config.units)
+    state = dict(h=zero, c=zero)
+    ledger = dict(position=0)
+    if self.cache: state['keys'], ledger['held'] = self.cache.begin(lanes)
+    return state, ledger
 
 # %% ../nbs/04b_run2.ipynb #c1ca0fd2
 @patch(cls_method=True)
@@ -158,7 +160,7 @@ def word_vectors(self:HCLM, plan:HCLMPlan) -> torch.Tensor:
     if self.lexicon: vectors = vectors + self.lexicon.vectors(plan.lexicon)
     return vectors
 
-# %% ../nbs/04b_run2.ipynb #1b24abca
+# %% ../nbs/04b_run2.ipynb #a98e31b4
 @patch
 def run_layer(self:HCLM, lstm, inputs, plan:HCLMPlan, h, c):
     """A word LSTM over a segment: its hidden state before each word and after it, `(lanes, words, units)`, and the
@@ -176,6 +178,7 @@ def run_layer(self:HCLM, lstm, inputs, plan:HCLMPlan, h, c):
         h = last
     return torch.cat(before, 1), torch.cat(after, 1), h.detach(), c.detach()
 
+# %% ../nbs/04b_run2.ipynb #72ff1378
 @patch
 def read_words(self:HCLM, plan:HCLMPlan, state:dict):
     """Contexts `(lanes, words, units)`, each of which has read the words before it only,
