@@ -75,7 +75,7 @@ class Config:
             allowed = _allowed(kind, f.metadata)
             raise ValueError(f'{type(self).__name__}: {f.name} is {value!r}; allowed: {allowed}')
 
-# %% ../nbs/01c_model.ipynb #4d12fc03
+# %% ../nbs/01c_model.ipynb #5106aea2
 RESETS = ('segment', 'epoch', 'never')
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ class CacheConfig(Config):
     score: str = option('dot', 'dot', 'additive', doc='how a slot is scored; K17 §2.2: additive')
     key_update: str = option('average', 'average', 'latest', doc='key of a reused word: mean of old and new, or new')
     cache_reset: str = option('epoch', *RESETS, doc='when the cache is emptied in training; as state_reset')
-    key_units: int | None = option(None, at_least=1, doc='numbers of a key, a projection of the context; '
-                                   'None: the context itself')
+    key_units: int | None = option(None, at_least=1, doc='numbers of a key; None: as many as the context has')
 
 def describe(config):
     "The fields of a config or config class as a table: default or value, allowed values, meaning."
@@ -103,8 +102,7 @@ def describe(config):
     rows = {}
     for f in fields(config):
         value = f.default if isinstance(config, type) else getattr(config, f.name)
-        allowed = _allowed(kinds[f.name], f.metadata)
-        rows[f.name] = dict(value=repr(value), allowed=allowed, meaning=f.metadata.get('doc', ''))
+        rows[f.name] = dict(value=repr(value), allowed=_allowed(kinds[f.name], f.metadata), meaning=f.metadata.get('doc', ''))
     return pd.DataFrame(rows).T
 
 # %% ../nbs/01c_model.ipynb #5716e207

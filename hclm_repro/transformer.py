@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['attention', 'turns', 'rotate', 'hidden_units', 'Block', 'Transformer', 'plainly', 'check_heads', 'TransformerConfig',
            'seen', 'Grouping', 'group_lengths', 'group_attention', 'Rectangle', 'rectangle_sizes', 'rectangles',
-           'rectangle_attention', 'in_rectangles', 'attention_in', 'packed_attention', 'plan_window', 'WindowPlan',
-           'plan_windows', 'blocks', 'window_masks', 'attend_blocks', 'carry_columns', 'slide', 'empty_past',
-           'stack_flops', 'packed_pairs', 'window_pairs']
+           'rectangle_attention', 'packed_attention', 'plan_window', 'WindowPlan', 'plan_windows', 'blocks',
+           'window_masks', 'attend_blocks', 'carry_columns', 'slide', 'empty_past', 'stack_flops', 'packed_pairs',
+           'window_pairs']
 
-# %% ../nbs/06a_transformer.ipynb #035aad69
-import contextlib
+# %% ../nbs/06a_transformer.ipynb #ea82a752
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +19,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
+from .machine import wants_few_calls
 from .model import Dropout, ModelConfig, Plan, of_shape, option
 
 # %% ../nbs/06a_transformer.ipynb #36e9507a
@@ -233,22 +233,20 @@ def rectangle_sizes(groups, waste=4):
         else: sizes.append((count, length, count * length))
     return sizes[::-1]
 
-# %% ../nbs/06a_transformer.ipynb #48ced1dd
+# %% ../nbs/06a_transformer.ipynb #101caf47
 def rectangles(grouping):
     "The `Rectangle`s of a `Grouping`, in the order of its rows."
-    found = []
     first = 0
     for sequences, places, rows in rectangle_sizes(grouping.groups):
         position = grouping.positions[first:first + rows]
         sequence = (position == 0).cumsum(0) - 1
-        found.append(Rectangle((sequences, places), rows, sequence * places + position))
+        yield Rectangle((sequences, places), rows, sequence * places + position)
         first += rows
-    return found
 
 def rectangle_attention(grouping, head, dtype, causal):
     "As `packed_attention`, a call for each of few rectangles."
     turn = turns(grouping.positions, head, dtype)
-    shapes = rectangles(grouping)
+    shapes = list(rectangles(grouping))
     masks = [None if causal else shape.filled() for shape in shapes]   # what fills up comes last: causal ones never see it
 
     def attend(_, q, k, v):
@@ -265,28 +263,12 @@ def rectangle_attention(grouping, head, dtype, causal):
 
     return attend
 
-# %% ../nbs/06a_transformer.ipynb #7a888411
-_rectangles = None   # what `attention_in` asks for: rectangles, groups (False), or what suits the device (None)
-
-def in_rectangles(device:torch.device) -> bool:
-    "Whether sequences are filled up to rectangles on `device`: not on a CPU, if `attention_in` does not say."
-    if _rectangles is not None: return _rectangles
-    return device.type != 'cpu'
-
-@contextlib.contextmanager
-def attention_in(rectangles:bool):
-    "Inside the `with`, sequences are filled up to rectangles, or else there is a call for each length."
-    global _rectangles
-    before = _rectangles
-    _rectangles = rectangles
-    try: yield
-    finally: _rectangles = before
-
+# %% ../nbs/06a_transformer.ipynb #66b8083f
 def packed_attention(grouping, head, dtype, causal):
     """Attention within each sequence of a `Grouping`: the `attend` of a `Transformer` over rows
     `(rows, heads, head)`. There is a loop over lengths or rectangles, none over sequences."""
     if not grouping.groups: return lambda _, q, k, v: q
-    run = rectangle_attention if in_rectangles(grouping.positions.device) else group_attention
+    run = rectangle_attention if wants_few_calls(grouping.positions.device) else group_attention
     return run(grouping, head, dtype, causal)
 
 # %% ../nbs/06a_transformer.ipynb #758692bc
