@@ -16,7 +16,7 @@ export KINETO_LOG_LEVEL := 99
 # A thread that waits for others sleeps. By default it spins, and beside a busy process all wait for each other.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: ablation test notebooks keep clean
+.PHONY: ablation test test-long notebooks keep clean
 
 ablation: .venv/.installed
 	rm -f $(OUT_DIR)/table.txt
@@ -26,6 +26,11 @@ ablation: .venv/.installed
 # Side by side, a process for each core.
 test: .venv/.installed
 	TQDM_DISABLE=1 $(PY) -m pytest -n logical --maxprocesses 8 --dist worksteal
+
+# The same faults and properties as in `make test`, but hundreds of kills, damaged files and wrong inputs, and thousands of examples.
+# It prints how many of each.
+test-long: .venv/.installed
+	HCLM_TESTS=long TQDM_DISABLE=1 $(PY) -m pytest -n logical --maxprocesses 8 --dist worksteal tests/faults tests/test_properties.py
 
 # All chapters, or some: make notebooks NB="nbs/04b_run2.ipynb"
 notebooks: .venv/.installed
@@ -39,7 +44,7 @@ keep: .venv/.installed
 	$(PY) -c "from hclm_repro.experiment import keep; print(keep('$(RUN)'))"
 
 clean:
-	rm -rf .venv build dist _proc out.ipynb .pytest_cache *.egg-info
+	rm -rf .venv build dist _proc out.ipynb .pytest_cache .hypothesis *.egg-info
 	find nbs hclm_repro tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 # torch first and by itself, so that its version and its index can be chosen:

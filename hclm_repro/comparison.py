@@ -89,7 +89,7 @@ def match(config, field, target, cost):
     def distance(width): return abs(cost_of(width) - target)
     return sized(min(above - 1, above, key=distance))
 
-# %% ../nbs/06d_equal_work.ipynb #57790d36
+# %% ../nbs/06d_equal_work.ipynb #04dc652f
 def word_accuracy(model, tokens, lanes=8):
     """Share of the words of `tokens` that are right in every byte (HAT paper, §4.1); line ends are left out.
 
@@ -104,7 +104,7 @@ def word_accuracy(model, tokens, lanes=8):
         following = [lane[0] for lane in next_segment]
         plan, ledger = model.prepare(segment, ledger, following)
         plan = plan.to(model.device)
-        with evaluating(model): hits, coded, state = model.words_right(plan, state)
+        with evaluating(model) as view: hits, coded, state = view.words_right(plan, state)
         is_word = [token != LINE_END for lane in segment for token in lane]
         words = torch.tensor(is_word, device=model.device)[coded]
         right += int((hits & words).sum())

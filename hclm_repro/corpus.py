@@ -6,8 +6,8 @@
 __all__ = ['SPLITS', 'CORPORA', 'Corpus', 'document_starts', 'Lanes', 'segment_characters', 'compressor_bits',
            'compressor_quotients', 'synthetic', 'reuse_distance', 'read_text', 'online', 'load_corpus']
 
-# %% ../nbs/01b_corpora.ipynb #414604d0
-import bz2, hashlib, io, lzma, os, re, socket, threading
+# %% ../nbs/01b_corpora.ipynb #338e2bc4
+import bz2, hashlib, io, lzma, os, re, socket, threading, warnings
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from fastcore.basics import patch
 
-from .text import LINE_END, PADDING, UNKNOWN, characters, join_words, opener, quotients, split_words
+from .text import LINE_END, PADDING, UNKNOWN, characters, join_words, quotients, read_pieces, split_words, utf8
 
-# %% ../nbs/01b_corpora.ipynb #f9000c67
+# %% ../nbs/01b_corpora.ipynb #528e9722
 SPLITS = ('train', 'valid', 'test')
 
 @dataclass
@@ -34,30 +34,45 @@ class Corpus:
     starts: dict = field(default_factory=dict)     # split -> positions (characters) at which documents begin
     ideal: dict = field(default_factory=dict)      # split -> code lengths (bits) under a known source
 
-    def words(self, split) -> list:
-        "Tokens of one split; the unknown string is `UNKNOWN` in `train` alone."
-        unknown = self.unknown if split == 'train' else None
-        return split_words(self.text(split), unknown)
+    def __post_init__(self):
+        for split in SPLITS:
+            text = getattr(self, split)
+            if isinstance(text, (str, type(None))): continue
+            fault = f'the {split} split of corpus {self.name} is of type {type(text).__name__}'
+            raise ValueError(f'{fault}; allowed: a string')
 
     @cached_property
     def sha256(self) -> dict:
         "Fingerprints of the loaded splits."
         texts = {split: getattr(self, split) for split in SPLITS}
         loaded = {split: text for split, text in texts.items() if text is not None}
-        return {split: hashlib.sha256(text.encode()).hexdigest() for split, text in loaded.items()}
+        return {split: hashlib.sha256(utf8(text)).hexdigest() for split, text in loaded.items()}
 
-# %% ../nbs/01b_corpora.ipynb #fec3b72d
+# %% ../nbs/01b_corpora.ipynb #3f58dbd4
+def _has_words(text):
+    "Whether there is more in `text` than spaces and line ends."
+    return bool(text.strip(f' {LINE_END}'))
+
 @patch
 def text(self:Corpus, split) -> str:
-    "The text of one split. Raises `ValueError` if there is no such split or it was not loaded."
+    "The text of one split. Raises `ValueError` if there is no such split, it was not loaded or it has no word."
     if split not in SPLITS:
         raise ValueError(f'{split!r} is not a split; allowed: {", ".join(SPLITS)}')
     text = getattr(self, split)
     if text is None:
         fault = f'corpus {self.name} was loaded without its {split} split'
         raise ValueError(f'{fault}; allowed: name it in splits=')
+    if not _has_words(text):
+        raise ValueError(f'the {split} split of corpus {self.name} has no word; allowed: one word or more')
     return text
 
+@patch
+def words(self:Corpus, split) -> list:
+    "Tokens of one split; the unknown string is `UNKNOWN` in `train` alone."
+    unknown = self.unknown if split == 'train' else None
+    return split_words(self.text(split), unknown)
+
+# %% ../nbs/01b_corpora.ipynb #466ae7c3
 @patch
 def counts(self:Corpus, split) -> dict:
     "Denominators of one split: `characters` (rule B), `file_characters` (rule A), `bytes`, `words` and line ends."
@@ -108,13 +123,15 @@ def documents(self:Corpus, split) -> list:
     ends = [*starts[1:], len(text)]
     return [text[start:end] for start, end in zip(starts, ends)]
 
-# %% ../nbs/01b_corpora.ipynb #00203b57
+# %% ../nbs/01b_corpora.ipynb #13f3dbba
 class Lanes:
     """`tokens` in `lanes` contiguous lanes, read side by side.
 
     Item `i` is segment `i`: a list of lanes, each a list of at most `segment_words` tokens. Fewer than
-    `lanes` tokens at the end are left out. Raises `ValueError` if there are more lanes than tokens."""
+    `lanes` tokens at the end are left out. Raises `ValueError` if there are more lanes than tokens, or none."""
     def __init__(self, tokens, lanes:int, segment_words:int):
+        if lanes < 1 or segment_words < 1:
+            raise ValueError(f'{lanes} lanes, {segment_words} words a segment; allowed: at least 1 of both')
         if len(tokens) < lanes:
             fault = f'{len(tokens)} words do not fill {lanes} lanes'
             raise ValueError(f'{fault}; allowed: at most as many lanes as words')
@@ -234,26 +251,45 @@ def reuse_distance(tokens):
         latest_first.insert(0, token)
     return distances
 
-# %% ../nbs/01b_corpora.ipynb #9671abb9
+# %% ../nbs/01b_corpora.ipynb #54dc693a
 def read_text(path) -> str:
-    "The text of a UTF-8 file, `.xz` or plain. Raises `ValueError` if it is empty or not UTF-8."
-    with opener(path)(path, 'rb') as file: data = file.read()
-    try: text = data.decode('utf-8')
-    except UnicodeDecodeError as error:
-        fault = f'{path} is not UTF-8 text (byte {error.start})'
-        raise ValueError(f'{fault}; allowed: a UTF-8 file, plain or .xz') from None
-    if not text: raise ValueError(f'{path} is empty; allowed: a UTF-8 file with at least one word')
+    "The text of a UTF-8 file, plain or `.xz`. Raises `ValueError` if it has no word or cannot be text."
+    text = ''.join(read_pieces(path))
+    nul = text.find('\0')
+    fault = None
+    if nul >= 0: fault = f'holds a NUL character at position {nul}'
+    elif not text: fault = 'is empty'
+    elif not _has_words(text): fault = 'has no word, only spaces and line ends'
+    if fault: raise ValueError(f'{path} {fault}; allowed: a UTF-8 text of at least one word')
     return text
 
+_ALLOWED_FOLDER = 'a folder with train.txt, valid.txt and test.txt, or several of each (train-a.txt), plain or .xz'
+
+def _files_of(split, folder):
+    "The files of `split` in `folder`, by name. A warning names those that only begin like it."
+    try: names = sorted(name for name in os.listdir(folder) if name.startswith(split))
+    except OSError as error:
+        fault = f'folder {folder} cannot be read ({error.strerror})'
+        raise type(error)(f'{fault}; allowed: {_ALLOWED_FOLDER}') from None
+    rule = re.compile(split + r'(\d+|[-_][\w-]*)?(\.txt|\.raw|\.tokens)?(\.xz)?')
+    chosen = [name for name in names if rule.fullmatch(name)]
+    left = [name for name in names if name not in chosen]
+    if left and chosen: warnings.warn(f'folder {folder}: {", ".join(left)} left out, read: {", ".join(chosen)}')
+    return chosen
+
+# %% ../nbs/01b_corpora.ipynb #f1a1b960
 def _from_folder(folder):
-    "The corpus of a folder with train*, valid* and test* files. Each file of several is a document."
+    "The corpus of a folder with files of each split. Each file of several is a document."
     corpus = Corpus(folder.name)
     for split in SPLITS:
-        files = sorted(folder.glob(f'{split}*'))
-        if not files:
-            allowed = 'a folder with train*, valid* and test* files'
-            raise ValueError(f'folder {folder} has no file {split}*; allowed: {allowed}')
-        texts = [read_text(file) for file in files]
+        names = _files_of(split, folder)
+        if not names:
+            raise ValueError(f'folder {folder} has no file of {split}; allowed: {_ALLOWED_FOLDER}')
+        plain = {name.removesuffix('.xz') for name in names}
+        if len(plain) < len(names):
+            fault = f'folder {folder} has one file both plain and packed among {", ".join(names)}'
+            raise ValueError(f'{fault}; allowed: {_ALLOWED_FOLDER}')
+        texts = [read_text(folder / name) for name in names]
         text, starts = _joined(texts)
         if len(texts) == 1:
             text = texts[0]
@@ -262,7 +298,7 @@ def _from_folder(folder):
         corpus.starts[split] = starts
     return corpus
 
-# %% ../nbs/01b_corpora.ipynb #2cc83fef
+# %% ../nbs/01b_corpora.ipynb #a87d1f1a
 def _with_documents(name, texts, **known):
     "The corpus of `texts` (split -> text), whose documents are found by their headings."
     starts = {split: document_starts(text) for split, text in texts.items()}
@@ -273,19 +309,24 @@ def _from_file(path):
     lines = io.StringIO(read_text(path)).readlines()
     tenth = len(lines) // 10
     if tenth < 2:
-        allowed = '20 lines or more, or a folder with train*, valid* and test*'
+        allowed = f'20 lines or more, or {_ALLOWED_FOLDER}'
         raise ValueError(f'{path} has {len(lines)} lines, too few to cut; allowed: {allowed}')
     valid = len(lines) - tenth
     test = len(lines) - tenth // 2
     parts = dict(train=lines[:valid], valid=lines[valid:test], test=lines[test:])
     texts = {split: ''.join(part) for split, part in parts.items()}
+    for split, text in texts.items():
+        if _has_words(text): continue
+        fault = f'{path} has no word in its {len(parts[split])} lines for {split}'
+        raise ValueError(f'{fault}; allowed: a word in each part, or {_ALLOWED_FOLDER}')
     return _with_documents(path.stem, texts)
 
+# %% ../nbs/01b_corpora.ipynb #4990bfcf
 def _from_path(name):
     "The corpus of a folder or of one file."
-    path = Path(name)
-    if path.is_dir(): return _from_folder(path)
-    if path.exists(): return _from_file(path)
+    known = isinstance(name, (str, os.PathLike)) and os.path.exists(name)   # False for impossible names, too
+    if known and os.path.isdir(name): return _from_folder(Path(os.path.abspath(name)))
+    if known: return _from_file(Path(name))
     allowed = f'{", ".join(CORPORA)}, or the path of a UTF-8 file or folder'
     raise ValueError(f'{name!r} is not a corpus; allowed: {allowed}')
 
@@ -342,7 +383,7 @@ def _nowhere(name, root, missing):
     if name != 'wikitext-2-raw': return f'{fault}; allowed: {ways}'
     return f'{fault} and the Hub could not be reached; allowed: {ways}; corpus wikitext-2 needs no raw train split'
 
-# %% ../nbs/01b_corpora.ipynb #00c58cfa
+# %% ../nbs/01b_corpora.ipynb #e8547ce2
 def _from_files(name, root, splits):
     "Texts of corpus `name` from the files below `root`, or from the Hub: split -> text."
     wanted = {split: path for split, path in _FILES[name].items() if split in splits}
@@ -354,14 +395,21 @@ def _from_files(name, root, splits):
     try: return _from_hub(wanted)
     except Exception as error: raise fault from error
 
+# %% ../nbs/01b_corpora.ipynb #5c6245cb
 def load_corpus(name:str, data_dir:str=None, splits=SPLITS) -> Corpus:
     """The corpus called `name` (one of `CORPORA`, or the path of a file or folder).
 
     Files are looked for in `data_dir`, else in the folder that the variable `HCLM_DATA` names. Raises
-    `ValueError` for an unknown name, `FileNotFoundError` if the text cannot be had."""
+    `ValueError` for an unknown name and for a file that is not a text, `OSError` if it cannot be read, and
+    of these `FileNotFoundError` if there is none."""
+    listed = isinstance(splits, (tuple, list)) and len(splits) > 0
+    if not listed or any(split not in SPLITS for split in splits):
+        raise ValueError(f'splits is {splits!r}; allowed: some of {", ".join(SPLITS)}, as a tuple')
     if name == 'pydoc': return _pydoc()
     if name == 'synthetic': return synthetic()
-    if name not in _FILES: return _from_path(name)
+    if not isinstance(name, str) or name not in _FILES: return _from_path(name)
+    if not isinstance(data_dir, (str, os.PathLike, type(None))):
+        raise ValueError(f'data_dir is {data_dir!r}; allowed: the path of a folder')
     root = data_dir or os.environ.get('HCLM_DATA')
     texts = _from_files(name, root, splits)
     licence = _NOVELS if name.startswith('eltec') else _WIKIPEDIA

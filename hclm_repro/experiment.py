@@ -6,8 +6,8 @@
 __all__ = ['PRESETS', 'register_presets', 'preset', 'Experiment', 'read_parameters', 'Job', 'Progress', 'Worker', 'train_all',
            'LiveCurve', 'results_folder', 'keep', 'load_records', 'run_name', 'kept_runs', 'plot_bits']
 
-# %% ../nbs/04d_experiments.ipynb #78c25acf
-import json
+# %% ../nbs/04d_experiments.ipynb #cae3ec13
+import glob
 import os
 import pickle
 import queue
@@ -16,7 +16,9 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field, fields, replace
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -24,10 +26,11 @@ import torch
 from fastcore.basics import patch
 
 from .corpus import Corpus, load_corpus
+from .files import cannot, code_version, read_record, write_atomically
 from .machine import demanded_threads, pick_device, usable_cores
-from .model import MODELS, Config, option
+from .model import MODELS, Config, LanguageModel, checked, option
 from .text import LINE_END
-from .training import TrainingConfig, build, code_version, train, write_atomically
+from .training import TrainingConfig, build, expect, train
 
 # %% ../nbs/04d_experiments.ipynb #564fa13c
 _WANG = dict(cache_slots=800, lanes=64, epochs=5, word_budget=None, evaluations=5, lr=2e-3)
@@ -82,10 +85,14 @@ def preset(model, name:str):
         return kind(**{key: value for key, value in choices.items() if key in names})
     return pick(model.Config), pick(TrainingConfig)
 
-# %% ../nbs/04d_experiments.ipynb #5e10d8bd
+# %% ../nbs/04d_experiments.ipynb #d64a607d
 @dataclass(frozen=True)
 class Experiment(Config):
-    "Parameters that all chapters have. Raises `ValueError` with one sentence."
+    """Parameters that all chapters have. Raises `ValueError` with one sentence.
+
+    `presets`: names of those that the chapter can run, in a class derived from this one; None: all."""
+    presets = None
+
     corpus: str = option('pydoc', doc='name of a corpus, or the path of a text file or folder')
     preset: str = option('smoke', doc='sizes and length of the training runs')
     seeds: str | int = option('0', doc="one seed, or several as '0,1,2'")
@@ -95,15 +102,23 @@ class Experiment(Config):
     def __post_init__(self):
         super().__post_init__()
         _known_preset(self.preset)
+        if self.presets and self.preset not in self.presets:
+            raise ValueError(f'preset is {self.preset!r}, which this chapter cannot run; allowed: one of '
+                             f'{", ".join(self.presets)}')
+        for name in ('corpus', 'out_dir'):
+            if not getattr(self, name).strip(): raise ValueError(f'{name} is empty; allowed: a name or a path')
         self.seed_list
 
-    @property
-    def seed_list(self) -> list:
-        try: seeds = [int(seed) for seed in str(self.seeds).split(',')]
-        except ValueError: seeds = [-1]
-        if min(seeds) >= 0 and len(set(seeds)) == len(seeds): return seeds
-        raise ValueError(f'seeds is {self.seeds!r}; allowed: one integer of at least 0, or different ones '
-                         'separated by commas')
+# %% ../nbs/04d_experiments.ipynb #4e272888
+@patch(as_prop=True)
+def seed_list(self:Experiment) -> list:
+    "The seeds, as integers."
+    parts = [part.strip() for part in str(self.seeds).split(',')]
+    digits = all(part.isascii() and part.isdigit() and len(part) < 20 for part in parts)
+    seeds = [int(part) for part in parts] if digits else []
+    if seeds and max(seeds) < 2 ** 63 and len(set(seeds)) == len(seeds): return seeds
+    raise ValueError(f'seeds is {self.seeds!r}; allowed: one integer of at least 0 and below 2 ** 63, or different '
+                     'ones separated by commas')
 
 # %% ../nbs/04d_experiments.ipynb #109a7eec
 def read_parameters(kind, before:dict, after:dict):
@@ -118,16 +133,25 @@ def read_parameters(kind, before:dict, after:dict):
         raise ValueError(f'{name} is not a parameter of this chapter; allowed: {", ".join(sorted(names))}')
     return kind(**{name: after[name] for name in names if name in after})
 
-# %% ../nbs/04d_experiments.ipynb #8d34d39f
+# %% ../nbs/04d_experiments.ipynb #00fe2996
 @dataclass(frozen=True)
 class Job:
-    "A training run to be done: what `build` and `train` need."
+    "A training run to be done: what `build` and `train` need. Raises `ValueError` for what they could not use."
     model: type             # a class
     config: Config          # of the model
     corpus: str | Corpus    # a name for `load_corpus`, or the corpus itself
     training: TrainingConfig
     folder: str | Path
     device: str = 'auto'
+    other_code: bool = False   # whether to take what other code has left in the folder
+
+    def __post_init__(self):
+        if not (isinstance(self.model, type) and issubclass(self.model, LanguageModel)):
+            raise ValueError(f'model is {self.model!r}; allowed: a class of models')
+        expect(config=(self.config, self.model.Config), corpus=(self.corpus, (str, Corpus)),
+               training=(self.training, TrainingConfig))
+        checked('folder', self.folder, str | os.PathLike)
+        checked('other_code', self.other_code, bool)
 
 @dataclass
 class Progress:
@@ -138,7 +162,7 @@ class Progress:
     curve: list
     record: dict = None
 
-# %% ../nbs/04d_experiments.ipynb #5881325a
+# %% ../nbs/04d_experiments.ipynb #5419db38
 @patch
 def run(self:Job, watch=None) -> dict:
     "Train as `train` does, on one thread unless somebody has said how many. Returns the record."
@@ -146,13 +170,15 @@ def run(self:Job, watch=None) -> dict:
     if isinstance(corpus, str): corpus = load_corpus(corpus)
     training = replace(self.training, threads=demanded_threads(self.training.threads) or 1)
     model = build(self.model, self.config, corpus, training)
-    return train(model.to(pick_device(self.device)), corpus, training, self.folder, watch)
+    return train(model.to(pick_device(self.device)), corpus, training, self.folder, watch, self.other_code)
 
 @patch
 def finished(self:Job) -> bool:
     "Whether the folder holds the record of a run of today's code."
     path = Path(self.folder) / 'record.json'
-    return path.exists() and json.loads(path.read_text())['code'] == code_version(self.model)
+    try: code = read_record(path)['code']
+    except ValueError: return False   # none, or a damaged one, of which `train` tells
+    return self.other_code or code == code_version(self.model)
 
 @patch
 def travels(self:Job) -> bool:
@@ -161,7 +187,12 @@ def travels(self:Job) -> bool:
     named = getattr(module, self.model.__name__, None) is self.model
     return named and module.__name__ != '__main__' and pick_device(self.device).type == 'cpu'
 
-# %% ../nbs/04d_experiments.ipynb #8450bdb8
+# %% ../nbs/04d_experiments.ipynb #5a4cf51a
+def _end_with_parent():
+    "End this process when its standard input ends."
+    while os.read(0, 1): pass
+    os._exit(1)   # at any moment: no file is ever half there
+
 def _work():
     "A worker process: reads a job from its standard input, writes (kind, value) to its standard output."
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # the parent, which gets it too, ends its workers
@@ -169,6 +200,7 @@ def _work():
     os.dup2(2, 1)                                  # what a model prints is no message
     sys.path[:] = pickle.load(sys.stdin.buffer)    # from here on the class of the job can be found
     job = Job(**pickle.load(sys.stdin.buffer))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def tell(kind, value):
         pickle.dump((kind, value), pipe)
@@ -197,14 +229,13 @@ class Worker:
         paths = [str(Path(package).resolve().parent.parent), os.environ.get('PYTHONPATH')]
         return dict(os.environ, TQDM_DISABLE='1', PYTHONPATH=os.pathsep.join(filter(None, paths)))
 
-# %% ../nbs/04d_experiments.ipynb #2ac1c164
+# %% ../nbs/04d_experiments.ipynb #9ec1bf67
 @patch
 def listen(self:Worker):
     "Hand over the job, then pass on what is told until the process ends."
     try:
-        with self.process.stdin as pipe:
-            pickle.dump(sys.path, pipe)
-            pickle.dump(vars(self.job), pipe)
+        for value in (sys.path, vars(self.job)): pickle.dump(value, self.process.stdin)
+        self.process.stdin.flush()   # and left open, see `_end_with_parent`
         while True: self.inbox.put((self, *pickle.load(self.process.stdout)))
     except (EOFError, OSError, pickle.UnpicklingError): pass
     self.inbox.put((self, 'end', self.process.wait()))
@@ -215,7 +246,7 @@ def stop(self:Worker):
     self.process.kill()
     self.process.wait()
 
-# %% ../nbs/04d_experiments.ipynb #cefe398a
+# %% ../nbs/04d_experiments.ipynb #a594ec28
 def _side_by_side(jobs, processes, watch):
     "Records of `jobs` {place: job}, by place; at most `processes` of them at a time."
     inbox = queue.Queue()
@@ -231,13 +262,13 @@ def _side_by_side(jobs, processes, watch):
             elif kind == 'error': raise value
             elif kind == 'progress' and watch: watch(Progress(**value))
             elif kind == 'end' and worker in working:
-                raise RuntimeError(f'the process of {worker.job.folder} ended with code {value} and no word; '
+                raise OSError(f'the process of {worker.job.folder} ended with code {value} and no word; '
                                    'allowed: start it again, it resumes from its last checkpoint')
     finally:
         for worker in working: worker.stop()
     return records
 
-# %% ../nbs/04d_experiments.ipynb #271c4bbb
+# %% ../nbs/04d_experiments.ipynb #8eba207d
 def train_all(jobs, watch=None, processes:int=None) -> list:
     """The records of `jobs` (`Job`s) in their order, runs side by side in processes where there are cores.
 
@@ -245,8 +276,15 @@ def train_all(jobs, watch=None, processes:int=None) -> list:
     not: its record is the same to the bit. This process keeps that number, too. A run that has finished is
     read. Runs on a card, and of classes that are defined in a notebook, are done one after another in this
     process. `watch` is called here, as by `train`. `processes`: how many at a time (None: as there are cores).
-    An error in one run ends all; what is not finished resumes next time."""
+    An error in one run ends all; what is not finished resumes next time. Raises `ValueError` if two jobs have
+    one folder."""
+    expect(jobs=(jobs, Iterable))
+    checked('processes', processes, int | None, at_least=1)
     jobs = dict(enumerate(jobs))
+    for job in jobs.values(): expect(job=(job, Job))
+    folders = [Path(job.folder).resolve() for job in jobs.values()]
+    for folder in folders:
+        if folders.count(folder) > 1: raise ValueError(f'{folder} is the folder of two jobs; allowed: one for each')
     threads = max([demanded_threads(job.training.threads) or 1 for job in jobs.values()], default=1)
     if processes is None: processes = max(1, usable_cores() // threads)
     away = {place: job for place, job in jobs.items() if job.travels() and not job.finished()}
@@ -296,7 +334,7 @@ def redraw(self:LiveCurve):
     labelled, _ = self.ax.get_legend_handles_labels()   # none before the first evaluation
     if labelled: self.ax.legend(fontsize=8)
 
-# %% ../nbs/04d_experiments.ipynb #c3354564
+# %% ../nbs/04d_experiments.ipynb #a4fff84e
 def results_folder():
     "The folder of committed records of the checkout that holds this place or the package, or None."
     from hclm_repro import __file__ as package
@@ -305,26 +343,47 @@ def results_folder():
             file = place / name
             if file.is_file() and 'hclm_repro' in file.read_text(encoding='utf-8'): return place / 'results'
 
+def _plain(name):
+    "Raises `ValueError` unless `name` names a file in the folder that it is looked for in."
+    leads_away = set(str(name)) & {'/', os.sep, '\0'}
+    if isinstance(name, str) and name.strip('. ') and not leads_away: return
+    raise ValueError(f'name is {name!r}; allowed: the name of a file, without a folder')
+
+# %% ../nbs/04d_experiments.ipynb #4b2d884e
 def keep(run, name:str=None, results=None) -> Path:
-    "Copy the record of the run in folder `run` to `results`. Raises `FileNotFoundError` if it has none."
+    """Copy the record of the run in folder `run` to `results`, as `name` or under the name of its folder.
+
+    Raises `FileNotFoundError` if it has none, `ValueError` if that is damaged or `name` leads elsewhere."""
+    checked('run', run, str | os.PathLike)
     source = Path(run) / 'record.json'
     folder = results or results_folder()
     if not source.exists():
         raise FileNotFoundError(f'{run} has no record; allowed: the folder of a run that has finished')
     if folder is None:
         raise FileNotFoundError('no results folder here; allowed: a checkout of the project, or name one')
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    target = Path(folder) / f'{name or Path(run).name}.json'
-    write_atomically(target, lambda file: file.write(source.read_bytes()))
+    if name is None: name = Path(run).resolve().name
+    _plain(name)
+    read_record(source)
+    content = source.read_bytes()
+    try: Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error: raise cannot(folder, 'used', error) from error
+    target = Path(folder) / f'{name}.json'
+    write_atomically(target, lambda file: file.write(content))
     return target
 
+# %% ../nbs/04d_experiments.ipynb #e20bd867
 def load_records(pattern:str='*', results=None) -> dict:
-    "Kept records whose file name matches `pattern`: name -> record, by name."
+    "Kept records whose file name matches `pattern`: name -> record, by name. A damaged one is left out, with a warning."
+    _plain(pattern)
     folder = results or results_folder()
     if folder is None: return {}
-    return {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob(f'{pattern}.json'))}
+    records = {}
+    for path in sorted(Path(folder).glob(f'{pattern}.json')):
+        try: records[path.stem] = read_record(path)
+        except ValueError as error: warnings.warn(str(error))
+    return records
 
-# %% ../nbs/04d_experiments.ipynb #94dc18db
+# %% ../nbs/04d_experiments.ipynb #e9056f3c
 def run_name(corpus:str, model:str, preset:str, seed:int) -> str:
     "Folder and record of a run, as 'wikitext-2-HCLM+Cache-wt2-0'."
     model = model.replace(' + ', '+').replace(' ', '-')
@@ -334,9 +393,12 @@ def kept_runs(corpus:str, models, preset:str, results=None) -> dict:
     "{(model, seed): record} of the kept runs of `models`."
     found = {}
     for model in models:
-        for name, record in load_records(run_name(corpus, model, preset, '*'), results).items():
-            seed = name.rsplit('-', 1)[1]
-            if seed.isdigit(): found[model, int(seed)] = record
+        start = run_name(corpus, model, preset, '')
+        for name, record in load_records(glob.escape(start) + '*', results).items():
+            seed = name.removeprefix(start)
+            if not seed.isdecimal(): continue   # of a run whose name only begins so
+            if 'valid' in record: found[model, int(seed)] = record
+            else: warnings.warn(f'{name}.json is left out: it is not the record of a training run')
     return found
 
 # %% ../nbs/04d_experiments.ipynb #76b6fcc6

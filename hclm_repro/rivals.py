@@ -138,13 +138,14 @@ class SubwordTransformerConfig(TransformerConfig):
     vocabulary: int = option(4096, at_least=256, doc='subwords that are learned, the 256 bytes among them')
     merges: str = option('', doc='byte pairs that the tokenizer joins, one a line; learned from training text')
 
-# %% ../nbs/06c_rivals.ipynb #71499667
+# %% ../nbs/06c_rivals.ipynb #41528ce8
 class SubwordTransformer(FlatTransformer):
     """Subwords in one row: byte pairs, none across words. A text can be cut in many ways and one is counted:
     its bits are an upper bound."""
     Config = SubwordTransformerConfig
 
     def __init__(self, config: SubwordTransformerConfig):
+        self.check_config(config)
         tokenizer, names = tokenizer_of(config.merges)
         count = len(names)
         super().__init__(config, outputs=count, inputs=count + 2)
@@ -161,15 +162,16 @@ class SubwordTransformer(FlatTransformer):
         merges = learn_merges(corpus.words('train'), config.vocabulary)
         return replace(config, merges=merges)
 
-# %% ../nbs/06c_rivals.ipynb #c2150b5e
+# %% ../nbs/06c_rivals.ipynb #7a93ab18
 @patch
 def symbols(self:SubwordTransformer, chunk):
     "The numbers of the subwords of a chunk."
-    if chunk in self.known: return self.known[chunk]
+    ids = self.known.get(chunk)   # asked once: another thread may clear what is known
+    if ids is not None: return ids
     if len(self.known) > 1 << 18: self.known.clear()
-    encoded = self.tokenizer.encode(chunk.decode())
-    self.known[chunk] = encoded.ids
-    return self.known[chunk]
+    ids = self.tokenizer.encode(chunk.decode()).ids
+    self.known[chunk] = ids
+    return ids
 
 @patch
 def spelled(self:SubwordTransformer, symbol):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HCLMConfig', 'LoopHCLM', 'LoopPlan', 'join_rows', 'hit_rate']
 
-# %% ../nbs/02_run1.ipynb #7ccac694
+# %% ../nbs/02_run1.ipynb #a6d5f9cd
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from fastcore.basics import patch
@@ -46,7 +46,7 @@ class LoopHCLM(LanguageModel):
         self.cache = self.pointer_weights(config) if config.cache_slots != 0 else None
         uniform_weights(self, config.init_range)
 
-# %% ../nbs/02_run1.ipynb #4a256508
+# %% ../nbs/02_run1.ipynb #62745ed5
 @patch(cls_method=True)
 def pointer_weights(cls:LoopHCLM, config):
     "The layers that read a cache: gate (K17 §2.3), query, and for additive scores key and energy (§2.2)."
@@ -150,7 +150,7 @@ def slot_scores(self:LoopHCLM, h, keys):
     hidden = torch.tanh(torch.tanh(query) + self.cache['key'](keys))
     return self.cache['energy'](hidden)[:, 0]
 
-# %% ../nbs/02_run1.ipynb #8fdd697e
+# %% ../nbs/02_run1.ipynb #264180b5
 @patch
 def write(self:LoopHCLM, slots, h, word):
     "Store `word` under the key of `h`; on reuse average (or replace) its key; drop the least recently used word."
@@ -176,13 +176,14 @@ def point(self:LoopHCLM, slots, h, word):
     available = torch.full((), len(slots) > 0, device=h.device)
     return Source('copy', logit, log_p, says, available)
 
-# %% ../nbs/02_run1.ipynb #701f09d3
+# %% ../nbs/02_run1.ipynb #8d526738
 @patch
 def predict_word(self:LoopHCLM, word, h, slots):
     "The `Predictions` of one `word` after context `h` `(units,)`; then write it to `slots`."
-    if word in (PADDING, UNKNOWN):
+    if word in (PADDING, UNKNOWN):   # costs nothing; the gate is there all the same
         zero = h.new_zeros(())
-        return Predictions(zero, zero + 1, dict(copy=zero) if self.cache else {})
+        sources = [self.point(slots, h, word)] if self.cache else []
+        return replace(mix(zero, sources), nats=zero)
     log_spelled = -self.spell(h, word)
     if self.cache is None: return mix(log_spelled, [])
     predictions = mix(log_spelled, [self.point(slots, h, word)])

@@ -274,11 +274,12 @@ def agree(loops:LanguageModel, fast:LanguageModel, tokens:list, lanes:int, segme
     difference = (a - b).abs() / a.abs().clamp(min=1)
     return difference.max().item(), gradient_difference((loops, fast), losses)
 
-# %% ../nbs/04b_run2.ipynb #94d91e3c
+# %% ../nbs/04b_run2.ipynb #f2e7c673
 def with_choices(model:LanguageModel, **choices) -> LanguageModel:
     "A copy of `model`, same weights, with other choices of its config (resets, slots)."
     config = replace(model.config, **choices)
     other = type(model)(config)
     other = other.to(model.device, next(model.parameters()).dtype)
-    other.load_state_dict(model.state_dict())
-    return other
+    try: other.load_state_dict(model.state_dict())
+    except RuntimeError: raise ValueError(f'{choices} need other weights; allowed: resets and slots') from None
+    return other.train(model.training)

@@ -251,13 +251,11 @@ def rectangle_attention(grouping, head, dtype, causal):
 
     def attend(_, q, k, v):
         heads = [x.shape[1] for x in (q, k, v)]
-        turned = rotate(torch.cat([q, k], 1), turn)
-        together = torch.cat([turned, v], 1)
+        together = torch.cat([rotate(torch.cat([q, k], 1), turn), v], 1)
         pieces = together.split([shape.rows for shape in shapes]) if len(shapes) > 1 else [together]
         parts = []
         for shape, mask, piece in zip(shapes, masks, pieces):
-            filled = shape.fill(piece).split(heads, 2)
-            mixed = attention(*filled, attn_mask=mask, is_causal=causal)
+            mixed = attention(*shape.fill(piece).split(heads, 2), attn_mask=mask, is_causal=causal)
             parts.append(mixed.flatten(0, 1).index_select(0, shape.place))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 

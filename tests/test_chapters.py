@@ -44,6 +44,11 @@ def test_wrong_type(tmp_path):
     refused(papermill(ablation, tmp_path, '-p', 'seeds', 'maybe', **offline), 'seeds', 'maybe')
 
 
+def test_a_preset_that_a_chapter_cannot_run(tmp_path):
+    equal_work = root/'nbs'/'06d_equal_work.ipynb'
+    refused(papermill(equal_work, tmp_path, '-p', 'preset', 'kawakami', **offline), 'kawakami', 'allowed: one of tiny, smoke, quick, wt2')
+
+
 def test_unknown_corpus(tmp_path):
     refused(papermill(ablation, tmp_path, '-p', 'corpus', 'wikitext-3', **offline), 'wikitext-3', 'pydoc')
 

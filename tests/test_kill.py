@@ -2,6 +2,7 @@ import os, random, signal, subprocess, sys, time
 
 import torch
 from common import root
+from hclm_repro.training import read_checkpoint
 
 program = '''
 import sys
@@ -21,7 +22,7 @@ def start(folder):
 def finished(folder):
     process = start(folder)
     assert process.wait(3600) == 0, process.stderr.read().decode()[-2000:]
-    return torch.load(folder/'checkpoint.pt', weights_only=True)
+    return read_checkpoint(folder/'checkpoint.pt')
 
 
 def same(a, b):
@@ -39,7 +40,7 @@ def test_killed_runs_go_on_bit_by_bit(tmp_path):
         time.sleep(dice.random() * 0.1)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        steps.append(torch.load(checkpoint, weights_only=True)['step'])
+        steps.append(read_checkpoint(checkpoint)['step'])
     assert sorted(steps) == steps and 0 < steps[0] < steps[-1]
     killed, whole = finished(tmp_path/'killed'), finished(tmp_path/'whole')
     for log in killed['curve'], whole['curve']:
