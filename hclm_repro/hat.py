@@ -24,7 +24,7 @@ from .model import (
     CacheConfig, Dropout, LanguageModel, Plan, float32_at_least, mix, of_shape, option, sum_by_word)
 from .text import Alphabet, LINE_END, PADDING, UNKNOWN
 from .transformer import (
-    Grouping, Transformer, TransformerConfig, WindowPlan, attention, check_heads, empty_past, group_lengths,
+    Grouping, Projection, Transformer, TransformerConfig, WindowPlan, attention, check_heads, empty_past, group_lengths,
     packed_attention, packed_pairs, plan_windows, slide, stack_flops, window_pairs)
 
 # %% ../nbs/06b_hat.ipynb #f3b7d8d1
@@ -211,12 +211,12 @@ class HAT(ByteLevel):
         self.embedding = nn.Embedding(256, width)
         self.encoder = Transformer(width, config.byte_layers, **byte_sizes, last_norm=not self.pooled)
         self.decoder = Transformer(width, depth, **byte_sizes)
-        self.to_word = self.pool() if self.pooled else nn.Linear(width, units, bias=False)
+        self.to_word = self.pool() if self.pooled else Projection(width, units)
         self.first = nn.Parameter(torch.zeros(units))   # read where a stream starts
         self.backbone = Transformer(units, config.layers, **word_sizes, kv_heads=config.kv_heads,
                                     last_norm=not self.guided)
-        self.to_bytes = self.guides(depth) if self.guided else nn.Linear(units, width, bias=False)
-        self.output = nn.Linear(width, 256, bias=False)
+        self.to_bytes = self.guides(depth) if self.guided else Projection(units, width)
+        self.output = Projection(width, 256)
         self.dropout = Dropout(config.dropout)
         self.cache = self.Cache.of(config)
         self.register_buffer('allowed', allowed_bytes(), persistent=False)

@@ -10,6 +10,7 @@ __all__ = ['attention', 'turns', 'rotate', 'hidden_units', 'Block', 'Transformer
            'window_pairs']
 
 # %% ../nbs/06a_transformer.ipynb #ea82a752
+import contextlib
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,8 +20,8 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
-from .machine import wants_few_calls
-from .model import Dropout, ModelConfig, Plan, of_shape, option
+from .machine import autocasts, wants_few_calls
+from .model import Dropout, ModelConfig, Plan, float32_at_least, of_shape, option
 
 # %% ../nbs/06a_transformer.ipynb #36e9507a
 def attention(q, k, v, **options):
@@ -57,6 +58,42 @@ def hidden_units(units, multiple=8):
     "The usual width of a feed-forward layer: 8/3 of `units`, rounded up to a multiple (Shazeer 2020)."
     return -(-8 * units // (3 * multiple)) * multiple
 
+# %%
+_ROWS = 128   # products of half precision on a CPU are computed for a multiple of so many rows
+
+class _HalfProduct(torch.autograd.Function):
+    "`x @ weight.T` in the type of autocast, filled up with rows of zeros."
+    @staticmethod
+    def fill(x, dtype):
+        rows = len(x)
+        filled = x.new_empty(-(-rows // _ROWS) * _ROWS, x.shape[1], dtype=dtype)
+        filled[:rows] = x
+        filled[rows:] = 0
+        return filled
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        dtype = torch.get_autocast_dtype('cpu')
+        filled = _HalfProduct.fill(x, dtype)
+        weight = weight.to(dtype)
+        ctx.save_for_backward(filled, weight)
+        return (filled @ weight.T)[:len(x)]
+
+    @staticmethod
+    def backward(ctx, slope):
+        filled, weight = ctx.saved_tensors
+        slopes = _HalfProduct.fill(slope, weight.dtype)
+        return (slopes @ weight)[:len(slope)], slopes.T @ filled
+
+class Projection(nn.Linear):
+    "`nn.Linear` without a bias."
+    def __init__(self, inputs, outputs): super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x):
+        if x.device.type != 'cpu' or not autocasts(x.device): return super().forward(x)
+        product = _HalfProduct.apply(x.flatten(0, -2), self.weight)
+        return product.unflatten(0, x.shape[:-1])
+
 # %% ../nbs/06a_transformer.ipynb #4693dc1d
 class Block(nn.Module):
     "A pre-norm layer as Llama's: attention with rotary positions, then SwiGLU. No biases."
@@ -69,19 +106,25 @@ class Block(nn.Module):
         projected = (heads + 2 * self.kv_heads) * self.head
         self.attention_norm = nn.RMSNorm(units, eps=1e-6)
         self.norm = nn.RMSNorm(units, eps=1e-6)
-        self.qkv = nn.Linear(units, projected, bias=False)
-        self.out = nn.Linear(units, units, bias=False)
-        self.gate_up = nn.Linear(units, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, units, bias=False)
+        self.qkv = Projection(units, projected)
+        self.out = Projection(units, units)
+        self.gate_up = Projection(units, 2 * hidden)
+        self.down = Projection(hidden, units)
         self.dropout = Dropout(dropout)
 
 # %% ../nbs/06a_transformer.ipynb #7daa66f4
+def _full(device):
+    "A context without autocast on a CPU."
+    if device.type == 'cpu': return torch.autocast('cpu', enabled=False)
+    return contextlib.nullcontext()
+
 @patch
 def forward(self:Block, x, attend):
     "`x` `(..., units)`; `attend` maps q, k, v `(..., heads, head)` to `(..., heads, head)`."
     projected = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head))
+    if x.device.type == 'cpu': projected = float32_at_least(projected)
     q, k, v = projected.split([self.heads, self.kv_heads, self.kv_heads], -2)
-    mixed = attend(q, k, v)
+    with _full(x.device): mixed = attend(q, k, v)
     x = x + self.dropout(self.out(mixed.flatten(-2)))
 
     gate, up = self.gate_up(self.norm(x)).chunk(2, -1)
