@@ -38,20 +38,68 @@ def turns(positions, head, dtype):
 
     Su et al. 2021, with base 10,000; `head` is the width of a head."""
     dtype = torch.promote_types(dtype, torch.float32)
-    pairs = torch.arange(0, head, 2, device=positions.device, dtype=dtype)
-    rates = 10000.0 ** -(pairs / head)
+    pairs = torch.arange(0, -head, -2, device=positions.device, dtype=dtype)
+    rates = 10000.0 ** (pairs / head)
     angles = positions.to(dtype)[:, None] * rates
     both = angles.repeat(1, 2)[:, None]
     sine = both.sin()
     sine[..., :head // 2].neg_()
     return both.cos(), sine
 
+class _Turn(torch.autograd.Function):
+    "See `rotate`. The gradient is turned back."
+    @staticmethod
+    def turned(x, turn, sign):
+        cosine, sine = turn
+        partner = x.roll(x.shape[-1] // 2, -1)
+        if wants_few_calls(x.device): turned = torch.addcmul(x * cosine, partner, sine, value=sign)
+        else: turned = (x * cosine).add_(partner * sine, alpha=sign)
+        return turned.to(x.dtype)
+
+    @staticmethod
+    def forward(ctx, x, *turn):
+        ctx.save_for_backward(*turn)
+        return _Turn.turned(x, turn, 1)
+
+    @staticmethod
+    def backward(ctx, slope): return _Turn.turned(slope, ctx.saved_tensors, -1), None, None
+
 def rotate(x, turn):
     "`x` `(..., positions, heads, head)`, each pair of numbers turned by the angle of its position."
-    cosine, sine = turn
-    partner = x.roll(x.shape[-1] // 2, -1)
-    turned = x * cosine + partner * sine
-    return turned.to(x.dtype)
+    return _Turn.apply(x, *turn)
+
+def split_heads(qkv, kv_heads):
+    "Queries, keys and values of `qkv` `(..., heads + 2 * kv_heads, head)`."
+    heads = qkv.shape[-2] - 2 * kv_heads
+    return qkv.split([heads, kv_heads, kv_heads], -2)
+
+def turn_heads(qkv, kv_heads, turn):
+    "As `split_heads`; queries and keys are turned."
+    if not wants_few_calls(qkv.device):
+        q, k, v = split_heads(qkv, kv_heads)
+        return rotate(q, turn), rotate(k, turn), v
+    qk, v = qkv.split([qkv.shape[-2] - kv_heads, kv_heads], -2)
+    q, k = rotate(qk, turn).split([qk.shape[-2] - kv_heads, kv_heads], -2)
+    return q, k, v
+
+class _Gated(torch.autograd.Function):
+    "`silu(gate) * up` of `both`, which has `gate` and `up` side by side."
+    @staticmethod
+    def forward(ctx, both):
+        gate, up = both.chunk(2, -1)
+        opened = F.silu(gate)
+        ctx.save_for_backward(both, opened)
+        return opened * up
+
+    @staticmethod
+    def backward(ctx, slope):
+        both, opened = ctx.saved_tensors
+        gate, up = both.chunk(2, -1)
+        slopes = torch.empty_like(both)
+        to_gate, to_up = slopes.chunk(2, -1)
+        torch.mul(slope, opened, out=to_up)
+        torch.ops.aten.silu_backward.grad_input(slope * up, gate, grad_input=to_gate)
+        return slopes
 
 # %% ../nbs/06a_transformer.ipynb #0f02e0ce
 def hidden_units(units, multiple=8):
@@ -120,15 +168,13 @@ def _full(device):
 
 @patch
 def forward(self:Block, x, attend):
-    "`x` `(..., units)`; `attend` maps q, k, v `(..., heads, head)` to `(..., heads, head)`."
-    projected = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head))
-    if x.device.type == 'cpu': projected = float32_at_least(projected)
-    q, k, v = projected.split([self.heads, self.kv_heads, self.kv_heads], -2)
-    with _full(x.device): mixed = attend(q, k, v)
+    "`x` `(..., units)`; `attend` maps `qkv` `(..., heads + 2 * kv_heads, head)` to `(..., heads, head)`."
+    qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head))
+    if x.device.type == 'cpu': qkv = float32_at_least(qkv)
+    with _full(x.device): mixed = attend(qkv)
     x = x + self.dropout(self.out(mixed.flatten(-2)))
-
-    gate, up = self.gate_up(self.norm(x)).chunk(2, -1)
-    return x + self.dropout(self.down(F.silu(gate) * up))
+    gated = _Gated.apply(self.gate_up(self.norm(x)))
+    return x + self.dropout(self.down(gated))
 
 # %% ../nbs/06a_transformer.ipynb #3498ca75
 class Transformer(nn.Module):
@@ -143,7 +189,7 @@ class Transformer(nn.Module):
         self.norm = nn.RMSNorm(units, eps=1e-6) if last_norm else nn.Identity()
 
     def forward(self, x, attend, rows=None, guides=None):
-        """Outputs shaped like `x` `(..., units)`, or of `rows` alone; `attend(layer, q, k, v)` as in a block.
+        """Outputs shaped like `x` `(..., units)`, or of `rows` alone; `attend(layer, qkv)` as in a block.
 
         `guides`: for each layer what is added to its input, shaped like `x`."""
         for layer, block in enumerate(self.blocks):
@@ -157,8 +203,8 @@ def plainly(transformer, x, mask=None):
     "Outputs of one sequence `x` `(positions, units)`; `mask` `(queries, keys)` is True where a key is seen."
     turn = turns(torch.arange(len(x), device=x.device), transformer.head, x.dtype)
 
-    def attend(_, q, k, v):
-        one_row = [y[None] for y in (rotate(q, turn), rotate(k, turn), v)]
+    def attend(_, qkv):
+        one_row = turn_heads(qkv[None], transformer.kv_heads, turn)
         return attention(*one_row, attn_mask=mask)[0]
 
     return transformer(x, attend)
@@ -215,6 +261,24 @@ class Grouping(Plan):
     positions: torch.Tensor = of_shape('rows')      # of each row in its sequence
     order: torch.Tensor = of_shape('sequences')     # the sequences as they are laid
     starts: torch.Tensor = of_shape('sequences')    # first row of each sequence, in the order given
+    place: torch.Tensor = of_shape('rows')          # of each row in lines (see `lay_lines`)
+    owner: torch.Tensor = of_shape('lines', 'width')   # the sequence at each place of the lines, -1 where there is none
+
+def lay_lines(laid, width=64):
+    """Lines of at least `width` places with as many whole sequences as fit, of lengths `laid` `(sequences,)`.
+
+    The first place of each sequence `(sequences,)`, and how many lines of how many places there are."""
+    width = max([width, *laid[-1:]])
+    ends = np.cumsum(laid)
+    first = np.zeros(len(laid), np.int64)
+    lines = begin = 0
+    while begin < len(laid):
+        before = ends[begin] - laid[begin]
+        end = np.searchsorted(ends, before + width, side='right')
+        first[begin:end] = lines * width + ends[begin:end] - laid[begin:end] - before
+        begin = end
+        lines += 1
+    return first, (lines, int(width))
 
 def group_lengths(lengths):
     "The `Grouping` of sequences of `lengths`."
@@ -226,91 +290,71 @@ def group_lengths(lengths):
     starts = np.empty_like(lengths)
     starts[order] = first
 
+    place, shape = lay_lines(laid)
+    place = np.repeat(place, laid) + positions
+    owner = np.full(shape, -1)
+    owner.reshape(-1)[place] = np.repeat(np.arange(len(laid)), laid)
+
     sizes, counts = np.unique(lengths, return_counts=True)
     groups = list(zip(counts.tolist(), sizes.tolist()))
-    return Grouping(groups, *[torch.from_numpy(array) for array in (positions, order, starts)])
+    return Grouping(groups, *map(torch.from_numpy, (positions, order, starts, place, owner)))
 
 # %% ../nbs/06a_transformer.ipynb #82f797fa
-def group_attention(grouping, head, dtype, causal):
-    "As `packed_attention`, a call for each length."
-    turn = turns(grouping.positions, head, dtype)
+def group_attention(transformer, grouping, dtype, causal):
+    "The `attend` of a `Transformer` over rows: within each sequence, a call for each length."
+    turn = turns(grouping.positions, transformer.head, dtype)
     rows = [count * length for count, length in grouping.groups]
 
-    def attend(_, q, k, v):
-        q = rotate(q, turn)
-        k = rotate(k, turn)
+    def attend(_, qkv):
+        pieces = [part.split(rows) for part in turn_heads(qkv, transformer.kv_heads, turn)]
         parts = []
-        for group, *qkv in zip(grouping.groups, q.split(rows), k.split(rows), v.split(rows)):
-            same = [part.unflatten(0, group) for part in qkv]   # (sequences, length, heads, head)
+        for group, *piece in zip(grouping.groups, *pieces):
+            same = [part.unflatten(0, group) for part in piece]   # (sequences, length, heads, head)
             mixed = attention(*same, is_causal=causal)
             parts.append(mixed.flatten(0, 1))
-        return torch.cat(parts)
+        return torch.cat(parts) if parts else split_heads(qkv, transformer.kv_heads)[0]
 
     return attend
 
 # %% ../nbs/06a_transformer.ipynb #1ea57115
-@dataclass
-class Rectangle:
-    "Sequences of neighbouring lengths, filled up to the longest of them."
-    shape: tuple             # (sequences, places of each)
-    rows: int                # how many rows they have together
-    place: torch.Tensor      # (rows,) where each row lies
+def in_lines(x, grouping):
+    "Rows `x` `(rows, ...)` laid in lines, `(lines * places, ...)`, with zeros where there is no row."
+    blank = x.new_zeros(grouping.owner.numel(), *x.shape[1:])
+    return blank.index_copy(0, grouping.place, x)
 
-    def fill(self, rows):
-        "`rows` `(rows, ...)` laid out as `(sequences, places, ...)`, with zeros where there are none."
-        blank = rows.new_zeros(self.shape[0] * self.shape[1], *rows.shape[1:])
-        return blank.index_copy(0, self.place, rows).unflatten(0, self.shape)
+def line_mask(owner, causal):
+    "The mask `(lines, 1, places, places)` of attention within each sequence: a place sees those of its `owner`."
+    seen = owner[:, :, None] == owner[:, None]
+    if causal: seen = seen.tril()
+    return seen[:, None]
 
-    def filled(self):
-        "Whether a place has a row, as a mask `(sequences, 1, 1, places)` of attention."
-        blank = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool, device=self.place.device)
-        return blank.index_fill(0, self.place, True).view(self.shape)[:, None, None]
+def line_attention(transformer, grouping, dtype, causal):
+    "As `group_attention`, of rows that are laid in lines, in one call. Positions count from the start of a line."
+    shape = grouping.owner.shape
+    turn = turns(torch.arange(shape[1], device=grouping.owner.device), transformer.head, dtype)
+    mask = line_mask(grouping.owner, causal)
 
-def rectangle_sizes(groups, waste=4):
-    "(sequences, places, rows) of few rectangles for `groups`, none with more than `waste` times as many places as rows."
-    sizes = []
-    for count, length in reversed(groups):
-        sequences, longest, rows = sizes[-1] if sizes else (0, length, 0)
-        fits = (sequences + count) * longest <= waste * (rows + count * length)
-        if fits and sizes: sizes[-1] = sequences + count, longest, rows + count * length
-        else: sizes.append((count, length, count * length))
-    return sizes[::-1]
-
-# %% ../nbs/06a_transformer.ipynb #101caf47
-def rectangles(grouping):
-    "The `Rectangle`s of a `Grouping`, in the order of its rows."
-    first = 0
-    for sequences, places, rows in rectangle_sizes(grouping.groups):
-        position = grouping.positions[first:first + rows]
-        sequence = (position == 0).cumsum(0) - 1
-        yield Rectangle((sequences, places), rows, sequence * places + position)
-        first += rows
-
-def rectangle_attention(grouping, head, dtype, causal):
-    "As `packed_attention`, a call for each of few rectangles."
-    turn = turns(grouping.positions, head, dtype)
-    shapes = list(rectangles(grouping))
-    masks = [None if causal else shape.filled() for shape in shapes]   # what fills up comes last: causal ones never see it
-
-    def attend(_, q, k, v):
-        heads = [x.shape[1] for x in (q, k, v)]
-        together = torch.cat([rotate(torch.cat([q, k], 1), turn), v], 1)
-        pieces = together.split([shape.rows for shape in shapes]) if len(shapes) > 1 else [together]
-        parts = []
-        for shape, mask, piece in zip(shapes, masks, pieces):
-            mixed = attention(*shape.fill(piece).split(heads, 2), attn_mask=mask, is_causal=causal)
-            parts.append(mixed.flatten(0, 1).index_select(0, shape.place))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+    def attend(_, qkv):
+        lines = turn_heads(qkv.unflatten(0, shape), transformer.kv_heads, turn)
+        return attention(*lines, attn_mask=mask).flatten(0, 1)
 
     return attend
 
 # %% ../nbs/06a_transformer.ipynb #66b8083f
-def packed_attention(grouping, head, dtype, causal):
-    """Attention within each sequence of a `Grouping`: the `attend` of a `Transformer` over rows
-    `(rows, heads, head)`. There is a loop over lengths or rectangles, none over sequences."""
-    if not grouping.groups: return lambda _, q, k, v: q
-    run = rectangle_attention if wants_few_calls(grouping.positions.device) else group_attention
-    return run(grouping, head, dtype, causal)
+def uses_lines(grouping):
+    "Whether few calls are wanted, there are sequences, and none so long that most of a line would be empty."
+    lines, places = grouping.owner.shape
+    return lines > 0 and places <= 1024 and wants_few_calls(grouping.place.device)
+
+def read_packed(transformer, x, grouping, causal, rows=None, guides=None):
+    """Outputs of rows `x` `(rows, units)`, the sequences of a `Grouping`, each read by itself; or of `rows` alone.
+
+    `guides` as in `Transformer`. There may be a loop over lengths, there is none over sequences."""
+    way = transformer, grouping, x.dtype, causal
+    if not uses_lines(grouping): return transformer(x, group_attention(*way), rows, guides)
+    place = grouping.place if rows is None else grouping.place.index_select(0, rows)
+    if guides is not None: guides = [in_lines(guide, grouping) for guide in guides]
+    return transformer(in_lines(x, grouping), line_attention(*way), place, guides)
 
 # %% ../nbs/06a_transformer.ipynb #758692bc
 def plan_window(count, starts, valid, context):
@@ -395,12 +439,12 @@ def slide(transformer, x, past, plan):
     masks = window_masks(plan.first, carried)
     own = []
 
-    def attend(layer, q, k, v):
-        own.append((k, v))
-        turned = rotate(k, own_turn)
-        keys = torch.cat([old_keys[layer].to(k.dtype), turned], 1)
+    def attend(layer, qkv):
+        own.append(split_heads(qkv, transformer.kv_heads)[1:])
+        q, k, v = turn_heads(qkv, transformer.kv_heads, own_turn)
+        keys = torch.cat([old_keys[layer].to(k.dtype), k], 1)
         values = torch.cat([past[layer, 1].to(v.dtype), v], 1)
-        return attend_blocks(rotate(q, own_turn), keys, values, masks, carried)
+        return attend_blocks(q, keys, values, masks, carried)
 
     outputs = transformer(x, attend)
     return outputs, carry_columns(past, own, plan.keep)
@@ -418,7 +462,7 @@ def stack_flops(stack, rows, pairs):
     return 2 * rows * weights + 4 * pairs * len(stack.blocks) * stack.units
 
 def packed_pairs(grouping):
-    "Pairs of query and key that `packed_attention` computes on a CPU; on a card it computes some more."
+    "Pairs of query and key that `read_packed` computes on a CPU; on a card it computes some more."
     return sum(count * length ** 2 for count, length in grouping.groups)
 
 def window_pairs(lanes, inputs, carried):
