@@ -501,9 +501,9 @@ class Pool(nn.Module):
         self.heads = heads
         self.query = nn.Parameter(torch.randn(units))
         self.ask = nn.Linear(units, units, bias=False)
-        self.out = nn.Linear(units, units, bias=False)
-        self.keys = nn.Linear(width, units, bias=False)
-        self.values = nn.Linear(width, units, bias=False)
+        self.out = Projection(units, units)
+        self.keys = Projection(width, units)
+        self.values = Projection(width, units)
 
     def flops(self, rows, chunks):
         "Operations of a forward pass: keys, values and attention of each row, and the query once."
@@ -552,8 +552,8 @@ class Guide(nn.Module):
     def __init__(self, units, width):
         super().__init__()
         self.norm = nn.RMSNorm(units, eps=1e-6)
-        self.value = nn.Linear(units, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.value = Projection(units, width)
+        self.out = Projection(width, width)
 
     def forward(self, contexts): return self.out(self.value(self.norm(contexts)))
 
