@@ -10,7 +10,7 @@ __all__ = ['UNKNOWN_BYTE', 'WORD_BYTE', 'SPACE', 'NEWLINE', 'SPECIAL', 'A_WORD',
            'plan_inputs', 'WritePlan', 'HATPlan', 'chunks_with_loss', 'plan_writing', 'count_parameters', 'paper_sizes',
            'Pool', 'Guide', 'released_parameters']
 
-# %% ../nbs/06b_hat.ipynb #dfeeb968
+# %% ../nbs/06b_hat.ipynb #40b896c1
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -194,7 +194,7 @@ class HATConfig(CacheConfig, TransformerConfig):
             raise ValueError(f'HATConfig: kv_heads is {self.kv_heads}; allowed: a divisor of heads, '
                              f'which is {self.heads}')
 
-# %% ../nbs/06b_hat.ipynb #4a583f23
+# %% ../nbs/06b_hat.ipynb #b93786cc
 class HAT(ByteLevel):
     "Bytes of a word to a vector, vectors of words to a context, a context to bytes (HAT paper, §2)."
     Config = HATConfig
@@ -233,7 +233,7 @@ def initialise(self:HAT):
         for p in module.parameters():
             if p.dim() > 1: nn.init.normal_(p, std=std)
 
-# %% ../nbs/06b_hat.ipynb #76e217d2
+# %% ../nbs/06b_hat.ipynb #d38a7fee
 @dataclass(frozen=True)
 class PackedChunks(Plan):
     "Chunks, each after a `WORD_BYTE`, as packed rows."
@@ -372,7 +372,7 @@ def prepare(self:HAT, segment, ledger, following=None):
     write = plan_writing(read)
     return HATPlan(lanes, count, distinct, pack_chunks(distinct), window, write, cache, which, at), after
 
-# %% ../nbs/06b_hat.ipynb #6f9bc1e2
+# %% ../nbs/06b_hat.ipynb #421445f4
 @patch
 def byte_logits(self:HAT, write, contexts):
     "Logits `(rows, 256)` of the rows of a `WritePlan`, minus infinity for forbidden bytes."
@@ -403,7 +403,7 @@ def spell_separators(self:HAT, plan, logits):
     nats = F.cross_entropy(space_or_none, write.bare, reduction='none')
     return sum_by_word(nats, write.words, (plan.lanes, plan.words))
 
-# %% ../nbs/06b_hat.ipynb #43369889
+# %% ../nbs/06b_hat.ipynb #216045cc
 @patch
 def forward(self:HAT, plan, state, reuse=False):
     """`Predictions` of a segment, with the speller's `terminator` nats, and the next state.
@@ -493,7 +493,7 @@ def paper_sizes(size, head=128, vocabulary=64_000):
                 encoder=count_parameters(hat.encoder, hat.embedding, hat.to_word),
                 decoder=count_parameters(hat.decoder, hat.to_bytes, hat.output))
 
-# %% ../nbs/06b_hat.ipynb #6bb14d22
+# %% ../nbs/06b_hat.ipynb #4155eddf
 class Pool(nn.Module):
     "A learned query that reads the rows of each chunk, `(chunks, units)` (released models)."
     def __init__(self, width, units, heads):
@@ -515,17 +515,7 @@ def pool(self:HAT):
     "What reads a word's vector with a query."
     return Pool(self.config.byte_units, self.config.units, self.config.heads)
 
-# %% ../nbs/06b_hat.ipynb #8c14dc8a
-@patch
-def forward(self:Pool, x, grouping):
-    "`x` `(rows, width)`, laid out as `grouping` says."
-    if not grouping.groups: return x.new_zeros(0, len(self.query))
-    query = self.ask(self.query).view(1, 1, self.heads, -1)
-    keys = self.keys(x).unflatten(-1, (self.heads, -1))
-    values = self.values(x).unflatten(-1, (self.heads, -1))
-    way = self.pool_lines if uses_lines(grouping) else self.pool_groups
-    return self.out(way(query, keys, values, grouping))
-
+# %% ../nbs/06b_hat.ipynb #a5a95c0c
 @patch
 def pool_groups(self:Pool, query, keys, values, grouping):
     "A call of attention for each length."
@@ -546,7 +536,18 @@ def pool_lines(self:Pool, query, keys, values, grouping):
     first = grouping.place.index_select(0, grouping.starts)
     return pooled.flatten(0, 1).flatten(1).index_select(0, first)
 
-# %% ../nbs/06b_hat.ipynb #865ca7ea
+# %% ../nbs/06b_hat.ipynb #38dbd830
+@patch
+def forward(self:Pool, x, grouping):
+    "`x` `(rows, width)`, laid out as `grouping` says."
+    if not grouping.groups: return x.new_zeros(0, len(self.query))
+    query = self.ask(self.query).view(1, 1, self.heads, -1)
+    keys = self.keys(x).unflatten(-1, (self.heads, -1))
+    values = self.values(x).unflatten(-1, (self.heads, -1))
+    way = self.pool_lines if uses_lines(grouping) else self.pool_groups
+    return self.out(way(query, keys, values, grouping))
+
+# %% ../nbs/06b_hat.ipynb #981b6e81
 class Guide(nn.Module):
     "What contexts `(chunks, units)` add in a layer of the decoder, `(chunks, width)` (released models)."
     def __init__(self, units, width):

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from .machine import autocasts, wants_few_calls
 from .model import Dropout, ModelConfig, Plan, float32_at_least, of_shape, option
 
-# %% ../nbs/06a_transformer.ipynb #62d61dbb
+# %% ../nbs/06a_transformer.ipynb #f7af94c5
 def in_full(x):
     "`x`, on a CPU in float32 at least: PyTorch's gradient of attention in half precision is slow there."
     return float32_at_least(x) if x.device.type == 'cpu' else x
@@ -32,8 +32,9 @@ def attention(q, k, v, **options):
     "`(rows, queries, heads, head)` from `q` of that shape and `k`, `v` `(rows, keys, heads, head)`."
     grouped = q.shape[2] != k.shape[2]
     q, k, v = [in_full(x).transpose(1, 2) for x in (q, k, v)]
-    cast = torch.autocast('cpu', enabled=False) if q.device.type == 'cpu' else contextlib.nullcontext()
-    with cast: mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped, **options)
+    plain = contextlib.nullcontext()
+    if q.device.type == 'cpu' and autocasts(q.device): plain = torch.autocast('cpu', enabled=False)
+    with plain: mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped, **options)
     return mixed.transpose(1, 2)
 
 # %% ../nbs/06a_transformer.ipynb #7bdeadf6

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_BEGUN', 'split_prompt', 'growing_attention', 'Word', 'join_lanes', 'Writer', 'check_begun']
 
-# %% ../nbs/06e_writing.ipynb #3f037ed4
+# %% ../nbs/06e_writing.ipynb #b117f492
 from collections import Counter
 from dataclasses import dataclass
 
@@ -61,7 +61,7 @@ def read_prompt(self:HAT, prompt):
     ledger = dict(ledger, fresh=False, valid=[min(1, past.shape[3])])
     return state, ledger, given
 
-# %% ../nbs/06e_writing.ipynb #60cabf42
+# %% ../nbs/06e_writing.ipynb #bf4a5e05
 def growing_attention(transformer):
     "The `attend` of a `transformer` that is given one position `(lanes, 1, units)` after another."
     past = {}   # layer -> keys and values of the positions so far
@@ -79,7 +79,7 @@ def growing_attention(transformer):
 
     return attend
 
-# %% ../nbs/06e_writing.ipynb #bffbb3fb
+# %% ../nbs/06e_writing.ipynb #1416df1e
 @patch
 def byte_steps(self:HAT, contexts):
     """A coroutine: logits `(lanes, 256)` of the first bytes after `contexts` `(lanes, units)`; then send the
