@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['matrix_peak', 'Workload', 'alternate', 'ratio', 'peak_memory', 'Launches', 'launches', 'ratio_table']
 
-# %% ../nbs/09_efficiency.ipynb #b8b7ba6d
+# %% ../nbs/09_efficiency.ipynb #9418e386
 import contextlib
 import copy
 from collections import Counter
@@ -25,8 +25,7 @@ from torch.utils.benchmark import timer
 
 from .comparison import fill_caches
 from .corpus import Lanes, load_corpus, segment_characters
-from .machine import TYPES, keep_memory, peak_megabytes, seconds
-from .recurrence import recurrence_by
+from .machine import TYPES, few_calls, keep_memory, peak_megabytes, seconds
 from .training import TrainingConfig, Updater, build
 
 # %% ../nbs/09_efficiency.ipynb #8132f20c
@@ -182,11 +181,11 @@ def _as_one(counter, function):
         return _OneCall.apply(counter, function, structure, *leaves)
     return called
 
-# %% ../nbs/09_efficiency.ipynb #2d4b05ed
-def launches(model, tokens, lanes:int, library:bool=True):
+# %% ../nbs/09_efficiency.ipynb #6f197a38
+def launches(model, tokens, lanes:int, few:bool=True):
     """Launches of an update of `model` on a card, {name: times}, and copies of its plan; without the optimizer.
 
-    `library`: whether PyTorch's own LSTM runs the recurrences, as it does on CUDA."""
+    `few`: whether the programs for a card run, or those for a CPU (see `few_calls`)."""
     meta = copy.deepcopy(model).to('meta').train()
     state, ledger = meta.begin(lanes)
     ledger = fill_caches(ledger, getattr(meta.config, 'cache_slots', 0) or 0)
@@ -195,7 +194,7 @@ def launches(model, tokens, lanes:int, library:bool=True):
     if 'keys' in state: state['keys'] = state['keys'].new_empty(lanes, plan.cache.columns, state['keys'].shape[2])
 
     with Launches() as copies: plan = plan.to('meta')
-    with recurrence_by(library), Launches() as counter:
+    with few_calls(few), Launches() as counter:
         predictions, _ = meta(plan, state, reuse=True)
         loss = predictions.nats.sum() / segment_characters(segment)
         loss.backward()

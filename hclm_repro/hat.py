@@ -10,7 +10,7 @@ __all__ = ['UNKNOWN_BYTE', 'WORD_BYTE', 'SPACE', 'NEWLINE', 'SPECIAL', 'A_WORD',
            'plan_inputs', 'WritePlan', 'HATPlan', 'chunks_with_loss', 'plan_writing', 'count_parameters', 'paper_sizes',
            'Pool', 'Guide', 'released_parameters']
 
-# %% ../nbs/06b_hat.ipynb #dfeeb968
+# %% ../nbs/06b_hat.ipynb #40b896c1
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,8 +24,8 @@ from .model import (
     CacheConfig, Dropout, LanguageModel, Plan, float32_at_least, mix, of_shape, option, sum_by_word)
 from .text import Alphabet, LINE_END, PADDING, UNKNOWN
 from .transformer import (
-    Grouping, Transformer, TransformerConfig, WindowPlan, attention, check_heads, empty_past, group_lengths,
-    packed_attention, packed_pairs, plan_windows, slide, stack_flops, window_pairs)
+    Grouping, Projection, Transformer, TransformerConfig, WindowPlan, attention, check_heads, empty_past, group_lengths,
+    in_lines, line_mask, packed_pairs, plan_windows, read_packed, slide, stack_flops, uses_lines, window_pairs)
 
 # %% ../nbs/06b_hat.ipynb #f3b7d8d1
 UNKNOWN_BYTE, WORD_BYTE = 0xFD, 0xFE   # UTF-8 never uses them: <unk>, and the paper's [W]
@@ -194,7 +194,7 @@ class HATConfig(CacheConfig, TransformerConfig):
             raise ValueError(f'HATConfig: kv_heads is {self.kv_heads}; allowed: a divisor of heads, '
                              f'which is {self.heads}')
 
-# %% ../nbs/06b_hat.ipynb #4a583f23
+# %% ../nbs/06b_hat.ipynb #b93786cc
 class HAT(ByteLevel):
     "Bytes of a word to a vector, vectors of words to a context, a context to bytes (HAT paper, §2)."
     Config = HATConfig
@@ -211,12 +211,12 @@ class HAT(ByteLevel):
         self.embedding = nn.Embedding(256, width)
         self.encoder = Transformer(width, config.byte_layers, **byte_sizes, last_norm=not self.pooled)
         self.decoder = Transformer(width, depth, **byte_sizes)
-        self.to_word = self.pool() if self.pooled else nn.Linear(width, units, bias=False)
+        self.to_word = self.pool() if self.pooled else Projection(width, units)
         self.first = nn.Parameter(torch.zeros(units))   # read where a stream starts
         self.backbone = Transformer(units, config.layers, **word_sizes, kv_heads=config.kv_heads,
                                     last_norm=not self.guided)
-        self.to_bytes = self.guides(depth) if self.guided else nn.Linear(units, width, bias=False)
-        self.output = nn.Linear(width, 256, bias=False)
+        self.to_bytes = self.guides(depth) if self.guided else Projection(units, width)
+        self.output = Projection(width, 256)
         self.dropout = Dropout(config.dropout)
         self.cache = self.Cache.of(config)
         self.register_buffer('allowed', allowed_bytes(), persistent=False)
@@ -233,7 +233,7 @@ def initialise(self:HAT):
         for p in module.parameters():
             if p.dim() > 1: nn.init.normal_(p, std=std)
 
-# %% ../nbs/06b_hat.ipynb #76e217d2
+# %% ../nbs/06b_hat.ipynb #d38a7fee
 @dataclass(frozen=True)
 class PackedChunks(Plan):
     "Chunks, each after a `WORD_BYTE`, as packed rows."
@@ -250,9 +250,8 @@ def pack_chunks(chunks):
 def encode(self:HAT, plan):
     "Vectors `(chunks, units)` of `PackedChunks`, in the order given."
     x = self.dropout(self.embedding(plan.symbols))
-    attend = packed_attention(plan.grouping, self.encoder.head, x.dtype, causal=False)
-    if self.pooled: return self.to_word(self.encoder(x, attend), plan.grouping)
-    return self.to_word(self.encoder(x, attend, plan.grouping.starts))
+    if self.pooled: return self.to_word(read_packed(self.encoder, x, plan.grouping, causal=False), plan.grouping)
+    return self.to_word(read_packed(self.encoder, x, plan.grouping, causal=False, rows=plan.grouping.starts))
 
 # %% ../nbs/06b_hat.ipynb #a1f16b2d
 def plan_inputs(read, lanes, starts):
@@ -373,7 +372,7 @@ def prepare(self:HAT, segment, ledger, following=None):
     write = plan_writing(read)
     return HATPlan(lanes, count, distinct, pack_chunks(distinct), window, write, cache, which, at), after
 
-# %% ../nbs/06b_hat.ipynb #6f9bc1e2
+# %% ../nbs/06b_hat.ipynb #421445f4
 @patch
 def byte_logits(self:HAT, write, contexts):
     "Logits `(rows, 256)` of the rows of a `WritePlan`, minus infinity for forbidden bytes."
@@ -382,27 +381,29 @@ def byte_logits(self:HAT, write, contexts):
     guides = None
     if self.guided: guides = [guide(contexts).index_select(0, write.chunk) for guide in self.to_bytes]
     else: x = x.index_copy(0, write.first, self.to_bytes(contexts).to(x.dtype))
-    attend = packed_attention(write.packed.grouping, self.decoder.head, x.dtype, causal=True)
-    outputs = self.decoder(self.dropout(x), attend, guides=guides)
-    logits = float32_at_least(self.output(outputs))
-    return logits.masked_fill(~self.allowed.index_select(0, write.places), -torch.inf)
+    outputs = read_packed(self.decoder, self.dropout(x), write.packed.grouping, causal=True, guides=guides)
+    log_allowed = self.allowed.log().index_select(0, write.places)   # 0 or minus infinity
+    return float32_at_least(self.output(outputs)) + log_allowed
 
 @patch
-def spell(self:HAT, plan, contexts):
-    "Nats of each word, [W]'s part of them, nats of its separator; `(lanes, words)`, 0 without a loss."
+def spell(self:HAT, plan, logits):
+    "Nats of each word by `byte_logits`, and [W]'s part of them; `(lanes, words)`, 0 without a loss."
     write = plan.write
-    logits = self.byte_logits(write, contexts)
+    size = plan.lanes, plan.words
     nats = F.cross_entropy(logits, write.targets, reduction='none')
+    spelled = sum_by_word(nats, write.coded.index_select(0, write.chunk), size)
+    return spelled, sum_by_word(nats.index_select(0, write.last), write.coded, size)
+
+@patch
+def spell_separators(self:HAT, plan, logits):
+    "Nats of each word's separator, if only a space and none are possible; `(lanes, words)`, 0 of line ends."
+    write = plan.write
     ending = logits.index_select(0, write.separator)
     space_or_none = torch.stack([ending[:, SPACE], ending[:, WORD_BYTE]], 1)
-    separators = F.cross_entropy(space_or_none, write.bare, reduction='none')
+    nats = F.cross_entropy(space_or_none, write.bare, reduction='none')
+    return sum_by_word(nats, write.words, (plan.lanes, plan.words))
 
-    size = plan.lanes, plan.words
-    spelled = sum_by_word(nats, write.coded.index_select(0, write.chunk), size)
-    terminator = sum_by_word(nats.index_select(0, write.last), write.coded, size)
-    return spelled, terminator, sum_by_word(separators, write.words, size)
-
-# %% ../nbs/06b_hat.ipynb #43369889
+# %% ../nbs/06b_hat.ipynb #216045cc
 @patch
 def forward(self:HAT, plan, state, reuse=False):
     """`Predictions` of a segment, with the speller's `terminator` nats, and the next state.
@@ -410,12 +411,13 @@ def forward(self:HAT, plan, state, reuse=False):
     A copied word must still say whether a space follows. With `reuse` the tensors of `state` may be written
     into; without, the same call gives the same numbers."""
     contexts, after = self.read_words(plan, state)
-    nats, terminator, separator = self.spell(plan, contexts)
-    sources = []
-    if self.cache:
-        copying, after['keys'] = self.cache(contexts, state['keys'], plan.cache, detail=-separator, reuse=reuse)
-        sources.append(copying)
-    predictions = mix(-nats, sources)
+    logits = self.byte_logits(plan.write, contexts)
+    nats, terminator = self.spell(plan, logits)
+    if not self.cache: return replace(mix(-nats, []), terminator=terminator), after
+
+    detail = -self.spell_separators(plan, logits)
+    copying, after['keys'] = self.cache(contexts, state['keys'], plan.cache, detail=detail, reuse=reuse)
+    predictions = mix(-nats, [copying])
     coded = torch.zeros_like(nats, dtype=torch.bool).view(-1).index_fill(0, plan.write.coded, True)
     nats = torch.where(coded.view_as(nats), predictions.nats, 0.0)
     return replace(predictions, nats=nats, terminator=terminator), after
@@ -491,7 +493,7 @@ def paper_sizes(size, head=128, vocabulary=64_000):
                 encoder=count_parameters(hat.encoder, hat.embedding, hat.to_word),
                 decoder=count_parameters(hat.decoder, hat.to_bytes, hat.output))
 
-# %% ../nbs/06b_hat.ipynb #6bb14d22
+# %% ../nbs/06b_hat.ipynb #4155eddf
 class Pool(nn.Module):
     "A learned query that reads the rows of each chunk, `(chunks, units)` (released models)."
     def __init__(self, width, units, heads):
@@ -499,9 +501,9 @@ class Pool(nn.Module):
         self.heads = heads
         self.query = nn.Parameter(torch.randn(units))
         self.ask = nn.Linear(units, units, bias=False)
-        self.out = nn.Linear(units, units, bias=False)
-        self.keys = nn.Linear(width, units, bias=False)
-        self.values = nn.Linear(width, units, bias=False)
+        self.out = Projection(units, units)
+        self.keys = Projection(width, units)
+        self.values = Projection(width, units)
 
     def flops(self, rows, chunks):
         "Operations of a forward pass: keys, values and attention of each row, and the query once."
@@ -513,30 +515,46 @@ def pool(self:HAT):
     "What reads a word's vector with a query."
     return Pool(self.config.byte_units, self.config.units, self.config.heads)
 
-# %% ../nbs/06b_hat.ipynb #8c14dc8a
+# %% ../nbs/06b_hat.ipynb #a5a95c0c
+@patch
+def pool_groups(self:Pool, query, keys, values, grouping):
+    "A call of attention for each length."
+    rows = [count * length for count, length in grouping.groups]
+    parts = []
+    for group, k, v in zip(grouping.groups, keys.split(rows), values.split(rows)):
+        asked = query.expand(group[0], -1, -1, -1)
+        parts.append(attention(asked, k.unflatten(0, group), v.unflatten(0, group)))
+    pooled = torch.cat(parts).flatten(1)   # (chunks, units), as they are laid
+    return pooled.index_select(0, grouping.order.argsort())
+
+@patch
+def pool_lines(self:Pool, query, keys, values, grouping):
+    "One call: all places of the lines ask, and the first of each sequence is taken."
+    lines = [in_lines(part, grouping).unflatten(0, grouping.owner.shape) for part in (keys, values)]
+    asked = query.expand(*grouping.owner.shape, -1, -1)
+    pooled = attention(asked, *lines, attn_mask=line_mask(grouping.owner, causal=False))
+    first = grouping.place.index_select(0, grouping.starts)
+    return pooled.flatten(0, 1).flatten(1).index_select(0, first)
+
+# %% ../nbs/06b_hat.ipynb #38dbd830
 @patch
 def forward(self:Pool, x, grouping):
     "`x` `(rows, width)`, laid out as `grouping` says."
     if not grouping.groups: return x.new_zeros(0, len(self.query))
-    rows = [count * length for count, length in grouping.groups]
     query = self.ask(self.query).view(1, 1, self.heads, -1)
-    keys = self.keys(x).unflatten(-1, (self.heads, -1)).split(rows)
-    values = self.values(x).unflatten(-1, (self.heads, -1)).split(rows)
-    parts = []
-    for group, k, v in zip(grouping.groups, keys, values):
-        asked = query.expand(group[0], -1, -1, -1)
-        parts.append(attention(asked, k.unflatten(0, group), v.unflatten(0, group)))
-    pooled = torch.cat(parts).flatten(1)   # (chunks, units), as they are laid
-    return self.out(pooled.index_select(0, grouping.order.argsort()))
+    keys = self.keys(x).unflatten(-1, (self.heads, -1))
+    values = self.values(x).unflatten(-1, (self.heads, -1))
+    way = self.pool_lines if uses_lines(grouping) else self.pool_groups
+    return self.out(way(query, keys, values, grouping))
 
-# %% ../nbs/06b_hat.ipynb #865ca7ea
+# %% ../nbs/06b_hat.ipynb #981b6e81
 class Guide(nn.Module):
     "What contexts `(chunks, units)` add in a layer of the decoder, `(chunks, width)` (released models)."
     def __init__(self, units, width):
         super().__init__()
         self.norm = nn.RMSNorm(units, eps=1e-6)
-        self.value = nn.Linear(units, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.value = Projection(units, width)
+        self.out = Projection(width, width)
 
     def forward(self, contexts): return self.out(self.value(self.norm(contexts)))
 

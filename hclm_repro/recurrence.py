@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Packing', 'pack', 'project', 'Block', 'sequence_blocks', 'in_units', 'buffer_rows', 'Trace', 'step_forward',
-           'run_forward', 'step_backward', 'run_backward', 'states_before', 'autocasts', 'product_dtype', 'loop_lstm',
-           'library_dtype', 'library_lstm', 'library_runs', 'recurrence_by', 'lstm_inputs', 'ragged_lstm',
-           'CharLSTMConfig', 'CharLSTM', 'CharLSTMPlan', 'terminated_symbols', 'previous_symbols', 'last_symbols']
+           'run_forward', 'step_backward', 'run_backward', 'states_before', 'loop_lstm', 'library_dtype',
+           'library_lstm', 'lstm_inputs', 'ragged_lstm', 'CharLSTMConfig', 'CharLSTM', 'CharLSTMPlan',
+           'terminated_symbols', 'previous_symbols', 'last_symbols']
 
-# %% ../nbs/04a_recurrence.ipynb #8f12fb2a
+# %% ../nbs/04a_recurrence.ipynb #d797e45c
 import contextlib
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
+from .machine import autocasts, product_dtype, wants_few_calls
 from .model import (
     Dropout, LanguageModel, ModelConfig, Plan, Predictions, draw_word, lstm_steps, of_shape, option, sum_by_word,
     symbol_nats, uniform_weights)
@@ -230,7 +231,12 @@ def states_before(h0, hidden, packing:Packing):
     before[rows:] = 0
     return before
 
-# %% ../nbs/04a_recurrence.ipynb #0904e23d
+# %% ../nbs/04a_recurrence.ipynb #0e2252c5
+def _last_state(states, start, packing):
+    "The last of the packed `states` of each sequence; of an empty one, its `start`."
+    last = states.index_select(0, packing.last).to(start.dtype)
+    return torch.where(packing.empty[:, None], start, last)
+
 class _Recurrence(torch.autograd.Function):
     "LSTM over packed rows; h0, c0 `(sequences, units)` sorted by length. The cells carry no gradient."
     @staticmethod
@@ -253,21 +259,6 @@ class _Recurrence(torch.autograd.Function):
         before = states_before(h0, trace.hidden, ctx.packing)
         d_weight = (d_gates.t() @ before).to(weight.dtype)
         return d_inputs, None, d_h, d_c, d_weight, None, None
-
-# %% ../nbs/04a_recurrence.ipynb #b28126e0
-def autocasts(device:torch.device) -> bool:
-    "Whether autocast is on for `device`."
-    known = torch.amp.is_autocast_available(device.type)   # `meta`, which computes nothing, has none
-    return known and torch.is_autocast_enabled(device.type)
-
-def product_dtype(device:torch.device, otherwise:torch.dtype) -> torch.dtype:
-    "The precision of matrix products on `device`: that of autocast where it is on, else `otherwise`."
-    return torch.get_autocast_dtype(device.type) if autocasts(device) else otherwise
-
-def _last_state(states, start, packing):
-    "The last of the packed `states` of each sequence; of an empty one, its `start`."
-    last = states.index_select(0, packing.last).to(start.dtype)
-    return torch.where(packing.empty[:, None], start, last)
 
 # %% ../nbs/04a_recurrence.ipynb #706b3bc0
 def loop_lstm(lstm, inputs, packing, h0, c0, symbols=None):
@@ -310,27 +301,10 @@ def library_lstm(lstm, vectors, packing, h0, c0, symbols=None):
     last_h = h0.index_copy(0, filled, h[0].to(h0.dtype))
     return hidden, last_h, c0.index_copy(0, filled, c[0].detach().to(c0.dtype))
 
-# %% ../nbs/04a_recurrence.ipynb #3172f185
-_library = None   # who runs recurrences: True the library, False the loop, None whichever suits the device
-
-def library_runs(device:torch.device) -> bool:
-    "Whether PyTorch's own LSTM runs the recurrences on `device`: on CUDA, if `recurrence_by` does not say."
-    if _library is not None: return _library
-    return device.type == 'cuda'
-
-@contextlib.contextmanager
-def recurrence_by(library:bool):
-    "Inside the `with`, PyTorch's own LSTM runs all recurrences, or else the loop does."
-    global _library
-    before = _library
-    _library = library
-    try: yield
-    finally: _library = before
-
-# %% ../nbs/04a_recurrence.ipynb #d22e69ce
+# %% ../nbs/04a_recurrence.ipynb #60c086f1
 def lstm_inputs(lstm:nn.LSTM, vectors):
     "What `ragged_lstm` reads of `vectors` `(rows, inputs)`: their product, or themselves where the library runs."
-    return vectors if library_runs(vectors.device) else project(lstm, vectors)
+    return vectors if wants_few_calls(vectors.device) else project(lstm, vectors)
 
 def ragged_lstm(lstm:nn.LSTM, inputs, packing:Packing, h0, c0, symbols=None):
     """Run an `nn.LSTM` over packed rows of `inputs`, which are made by `lstm_inputs`.
@@ -338,7 +312,7 @@ def ragged_lstm(lstm:nn.LSTM, inputs, packing:Packing, h0, c0, symbols=None):
     `inputs` has the packed rows, or is a table in which `symbols` `(rows,)` are looked up; `h0`, `c0`
     `(sequences, units)`. Returns hidden `(rows, units)` and the last hidden and cell of each sequence; the
     last cell carries no gradient. Under autocast products, and hidden, are in its precision."""
-    run = library_lstm if library_runs(inputs.device) else loop_lstm
+    run = library_lstm if wants_few_calls(inputs.device) else loop_lstm
     return run(lstm, inputs, packing, h0, c0, symbols)
 
 # %% ../nbs/04a_recurrence.ipynb #afff099a

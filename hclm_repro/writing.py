@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_BEGUN', 'split_prompt', 'growing_attention', 'Word', 'join_lanes', 'Writer', 'check_begun']
 
-# %% ../nbs/06e_writing.ipynb #3f037ed4
+# %% ../nbs/06e_writing.ipynb #b117f492
 from collections import Counter
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from .hat import (
 from .model import READ_AT_ONCE, Sampler, checked, checked_texts, evaluating
 from .rivals import ByteTransformer, FlatTransformer, SubwordTransformer
 from .text import LINE_END, join_words, split_words
-from .transformer import WindowPlan, attention, plan_window, rotate, slide, turns
+from .transformer import WindowPlan, attention, plan_window, slide, turn_heads, turns
 
 # %% ../nbs/06e_writing.ipynb #9044715b
 def split_prompt(prompt):
@@ -61,25 +61,25 @@ def read_prompt(self:HAT, prompt):
     ledger = dict(ledger, fresh=False, valid=[min(1, past.shape[3])])
     return state, ledger, given
 
-# %% ../nbs/06e_writing.ipynb #60cabf42
-def growing_attention(head):
-    "The `attend` of a `Transformer` that is given one position `(lanes, 1, heads, head)` after another."
+# %% ../nbs/06e_writing.ipynb #bf4a5e05
+def growing_attention(transformer):
+    "The `attend` of a `transformer` that is given one position `(lanes, 1, units)` after another."
     past = {}   # layer -> keys and values of the positions so far
 
-    def attend(layer, q, k, v):
+    def attend(layer, qkv):
         step = past[layer][0].shape[1] if layer in past else 0
-        turn = turns(torch.tensor([step], device=q.device), head, q.dtype)
-        k = rotate(k, turn)
+        turn = turns(torch.tensor([step], device=qkv.device), transformer.head, qkv.dtype)
+        q, k, v = turn_heads(qkv, transformer.kv_heads, turn)
         if layer in past:
             old_k, old_v = past[layer]
             k = torch.cat([old_k, k], 1)
             v = torch.cat([old_v, v], 1)
         past[layer] = k, v
-        return attention(rotate(q, turn), k, v)
+        return attention(q, k, v)
 
     return attend
 
-# %% ../nbs/06e_writing.ipynb #bffbb3fb
+# %% ../nbs/06e_writing.ipynb #1416df1e
 @patch
 def byte_steps(self:HAT, contexts):
     """A coroutine: logits `(lanes, 256)` of the first bytes after `contexts` `(lanes, units)`; then send the
@@ -88,7 +88,7 @@ def byte_steps(self:HAT, contexts):
         symbols = torch.tensor(symbols, device=self.device)
         return self.embedding(symbols)[:, None]
 
-    attend = growing_attention(self.decoder.head)
+    attend = growing_attention(self.decoder)
     guides = None
     if self.guided:
         guides = [guide(contexts)[:, None] for guide in self.to_bytes]

@@ -1,5 +1,4 @@
 """What a card asks of every model, tested without one: no step looks at a value, no tensor lies on another device."""
-import contextlib
 from collections import Counter
 
 import pytest
@@ -8,26 +7,19 @@ from card import CARD, Card, CardTensor, is_card, on_card, plain
 from test_models import build, cases, corpus, described, models, segments, text
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from hclm_repro.bench import launches
 from hclm_repro.cache import PointerCache
 from hclm_repro.corpus import Lanes, segment_characters
-from hclm_repro.machine import autocast
+from hclm_repro.machine import autocast, few_calls
 from hclm_repro.model import randomise
-from hclm_repro.recurrence import recurrence_by
 from hclm_repro.run1 import HCLMConfig
 from hclm_repro.training import TrainingConfig, Updater, train
-from hclm_repro.transformer import attention_in
 
 def ways():
     "Each case as on a CPU, and, where that is another program, as on a CUDA card."
     for case in cases:
         yield pytest.param(case, False, id=described(case))
         if case[0] in ('HCLM', 'CharLSTM', 'HAT'): yield pytest.param(case, True, id=f'{described(case)}-few-calls')
-
-
-@contextlib.contextmanager
-def few_calls(asked):
-    "Inside the `with` all devices run the programs of a CUDA card, which make few calls, or else those of a CPU."
-    with recurrence_by(library=asked), attention_in(rectangles=asked): yield
 
 
 each_way = pytest.mark.parametrize('case, asked', list(ways()))
@@ -112,7 +104,7 @@ def test_few_calls_give_the_same_numbers(case):
 @each_model
 def test_a_card_scores_and_writes(name):
     model, twin = build((name, {})), build((name, {}))
-    with Card(), few_calls(False):
+    with Card():
         twin.to(CARD)
         assert twin.score(text, segment=5).equals(model.score(text, segment=5))
         assert twin.generate('a b', words=2, seed=3) == model.generate('a b', words=2, seed=3)
@@ -137,7 +129,7 @@ def test_a_run_on_a_card_is_killed_and_resumed(name, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, 'load', load_there)
     model = build((name, {}), dropout=0.0).float()
     record = train(model, corpus, config, tmp_path/'cpu')
-    with Card(), few_calls(False):
+    with Card():
         twin = build((name, {}), dropout=0.0).float().to(CARD)
         with pytest.raises(Killed): train(twin, corpus, config, tmp_path/'card', watch=kill)
         twin = build((name, {}), dropout=0.0).float().to(CARD)
@@ -233,3 +225,14 @@ def test_loss_scaling_backs_off_and_recovers(name):
     lowest = scales.index(min(scales))
     assert scales[0] < 2.0**26 and max(scales[lowest:]) > scales[lowest]
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+@pytest.mark.parametrize('case', [case for case in cases if case[0] in ('HCLM', 'CharLSTM', 'HAT')], ids=described)
+def test_launches_are_few(case):
+    "Of an update on a card, whatever the choices; of HAT with one layer in each of its stacks."
+    model = build(case).float()
+    tokens = corpus.words('train')
+    calls, copies = launches(model, tokens, lanes=4)
+    assert calls.total() <= (500 if case[0] == 'HAT' else 300) and copies < 40
+    assert launches(model, tokens, lanes=8)[0].total() == calls.total()
+    assert launches(model, tokens, lanes=4, few=False)[0].total() > calls.total()

@@ -4,7 +4,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from hclm_repro.transformer import Block, attention, rotate, turns
+from hclm_repro.transformer import Block, attention, turn_heads, turns
 from hclm_repro.model import randomise
 
 UNITS, HEADS, HIDDEN, POSITIONS = 64, 4, 96, 11
@@ -33,7 +33,7 @@ def test_block_is_llamas(kv_heads):
     ours, theirs, rotary = pair(kv_heads)
     positions = torch.arange(POSITIONS)
     turn = turns(positions, UNITS // HEADS, torch.float32)
-    attend = lambda q, k, v: attention(rotate(q, turn), rotate(k, turn), v, is_causal=True)
+    attend = lambda qkv: attention(*turn_heads(qkv, kv_heads, turn), is_causal=True)
     mask = torch.full((POSITIONS, POSITIONS), torch.finfo(torch.float32).min).triu(1)[None, None]
     x = torch.randn(2, POSITIONS, UNITS)
     sides = []
