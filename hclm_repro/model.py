@@ -107,7 +107,7 @@ def describe(config):
         rows[f.name] = dict(value=value, allowed=allowed, meaning=f.metadata.get('doc', ''))
     return pd.DataFrame(rows).T
 
-# %% ../nbs/01c_model.ipynb #8c7efb38
+# %% ../nbs/01c_model.ipynb #02b39876
 @dataclass(frozen=True)
 class ModelConfig(Config):
     "What the config of every model has."
@@ -180,20 +180,28 @@ def mix(log_spelled, sources):
         posteriors[source.name] = torch.where(source.says, (log_said - log_p).exp(), 0.0)
     return Predictions(-log_p, gate, posteriors)
 
-# %% ../nbs/01c_model.ipynb #df62d685
+# %% ../nbs/01c_model.ipynb #e7271485
 @dataclass(frozen=True)
 class Plan:
     "Integers that say how to compute a segment. They are made on the host, so that no step waits for a card."
-    def to(self, device):
-        "The same plan with its tensors on `device`."
-        moved = {}
+    def with_tensors(self, change):
+        "The same plan with `change(tensor)` in place of each tensor, in plans within it too."
+        changed = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if torch.is_tensor(value): value = value.to(device, non_blocking=True)
-            elif isinstance(value, Plan): value = value.to(device)
-            elif isinstance(value, list): value = [v.to(device) if isinstance(v, Plan) else v for v in value]
-            moved[f.name] = value
-        return replace(self, **moved)
+            if torch.is_tensor(value): value = change(value)
+            elif isinstance(value, Plan): value = value.with_tensors(change)
+            elif isinstance(value, list): value = [v.with_tensors(change) if isinstance(v, Plan) else v for v in value]
+            changed[f.name] = value
+        return replace(self, **changed)
+
+    def to(self, device):
+        "The same plan with its tensors on `device`. The host waits for copies of tensors that are not pinned."
+        return self.with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self):
+        "The same plan in memory from which a CUDA card copies by itself. There must be one."
+        return self.with_tensors(torch.Tensor.pin_memory)
 
 def _axes(plan):
     "(field name, size name, size) of each axis of the tensors of `plan`, plain size names first."
