@@ -9,8 +9,10 @@ import pytest
 import torch
 from test_kill import same
 from test_models import build, corpus, models
+from tqdm import tqdm
 
 from hclm_repro import training
+from hclm_repro.model import Plan
 from hclm_repro.training import TrainingConfig, TrainingRun, read_checkpoint, train
 
 short = replace(corpus, train=' '.join(corpus.words('train')[:100]))
@@ -31,6 +33,7 @@ def ahead(monkeypatch):
         planned.append((threading.current_thread() is threading.main_thread(), run.step))
         return plan(run, segment, ledger)
 
+    monkeypatch.setattr(tqdm, 'monitor_interval', 0)   # the bar has a thread of its own, which lives on
     monkeypatch.setattr(TrainingRun, 'planner', lambda run: ThreadPoolExecutor(1))
     monkeypatch.setattr(TrainingRun, 'plan', noted)
     before = threading.enumerate()
@@ -73,6 +76,12 @@ def test_the_thread_changes_nothing(name, tmp_path, request):
         with pytest.raises(Stop): trained(name, tmp_path/str(step), stop_at(step))
         assert read_checkpoint(tmp_path/str(step)/'checkpoint.pt')['step'] == step
         assert not differences(alone, trained(name, tmp_path/str(step)))
+
+
+def test_nothing_is_prepared_after_the_end(ahead, tmp_path):
+    "Of a run that ends within an epoch."
+    trained('HCLM', tmp_path, config=replace(quick, epochs=None, word_budget=4 * 18))
+    assert ahead == [(True, 0), (False, 0), (False, 1), (False, 2)]
 
 
 def test_on_a_cpu_there_is_none(tmp_path, monkeypatch):
@@ -127,14 +136,11 @@ def test_a_plan_draws_nothing_and_has_no_gradient(name, tmp_path):
     assert not [tensor for tensor in tensors_of(plan) if tensor.requires_grad]
 
 
-def tensors_of(plan):
-    "The tensors of a plan and of plans within it."
-    found = []
-    def note(tensor):
-        found.append(tensor)
-        return tensor
-    plan.with_tensors(note)
-    return found
+def tensors_of(value):
+    "The tensors of a plan, of plans within it and of lists of them."
+    if torch.is_tensor(value): return [value]
+    inner = value if isinstance(value, list) else vars(value).values() if isinstance(value, Plan) else ()
+    return [tensor for part in inner for tensor in tensors_of(part)]
 
 
 @each_model
