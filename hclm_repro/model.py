@@ -107,7 +107,7 @@ def describe(config):
         rows[f.name] = dict(value=value, allowed=allowed, meaning=f.metadata.get('doc', ''))
     return pd.DataFrame(rows).T
 
-# %% ../nbs/01c_model.ipynb #8c7efb38
+# %% ../nbs/01c_model.ipynb #02b39876
 @dataclass(frozen=True)
 class ModelConfig(Config):
     "What the config of every model has."
@@ -180,21 +180,32 @@ def mix(log_spelled, sources):
         posteriors[source.name] = torch.where(source.says, (log_said - log_p).exp(), 0.0)
     return Predictions(-log_p, gate, posteriors)
 
-# %% ../nbs/01c_model.ipynb #df62d685
+# %% ../nbs/01c_model.ipynb #a48c08ed
 @dataclass(frozen=True)
 class Plan:
     "Integers that say how to compute a segment. They are made on the host, so that no step waits for a card."
-    def to(self, device):
-        "The same plan with its tensors on `device`."
-        moved = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if torch.is_tensor(value): value = value.to(device, non_blocking=True)
-            elif isinstance(value, Plan): value = value.to(device)
-            elif isinstance(value, list): value = [v.to(device) if isinstance(v, Plan) else v for v in value]
-            moved[f.name] = value
-        return replace(self, **moved)
+    def with_tensors(self, change):
+        "The same plan with `change(tensor)` in place of each tensor, in plans within it too."
+        def changed(value):
+            if torch.is_tensor(value): return change(value)
+            if isinstance(value, Plan): return value.with_tensors(change)
+            if isinstance(value, list): return [changed(part) for part in value]
+            return value
+        return replace(self, **{f.name: changed(getattr(self, f.name)) for f in fields(self)})
 
+    def to(self, device):
+        "The same plan with its tensors on `device`. The host waits for copies of tensors that are not pinned."
+        return self.with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self):
+        "The same plan in memory from which a CUDA card copies by itself. There must be one."
+        return self.with_tensors(torch.Tensor.pin_memory)
+
+def of_shape(*shape):
+    "A field of a plan that holds a tensor of `shape`: names of sizes, sums of them, or numbers."
+    return field(default=None, metadata=dict(shape=shape))
+
+# %% ../nbs/01c_model.ipynb #f95b67b0
 def _axes(plan):
     "(field name, size name, size) of each axis of the tensors of `plan`, plain size names first."
     found = []
@@ -207,27 +218,20 @@ def _axes(plan):
         found += [(f.name, str(name), size) for name, size in zip(names, tensor.shape)]
     return sorted(found, key=lambda axis: '+' in axis[1])
 
-# %% ../nbs/01c_model.ipynb #19397e72
-def of_shape(*shape):
-    "A field of a plan that holds a tensor of `shape`: names of sizes, sums of them, or numbers."
-    return field(default=None, metadata=dict(shape=shape))
-
 @patch
 def check(self:Plan):
     """Sizes of the plan by name, after a check that all its tensors, and plans within it, agree on them.
 
     Raises `ValueError` that names a field whose tensor has another shape than it says."""
-    values = {f.name: getattr(self, f.name) for f in fields(self)}
-    sizes = {name: value for name, value in values.items() if isinstance(value, int)}
+    sizes = {name: value for name, value in vars(self).items() if isinstance(value, int)}
     for name, label, size in _axes(self):
         if '+' not in label and not label.isdigit(): sizes.setdefault(label, size)
         parts = [int(part) if part.isdigit() else sizes[part] for part in label.split(' + ')]
         if sum(parts) == size: continue
         raise ValueError(f'{type(self).__name__}.{name} has size {size} for {label}; allowed: {sum(parts)}')
 
-    for value in values.values():
-        inner = value if isinstance(value, list) else [value]
-        for plan in inner:
+    for value in vars(self).values():
+        for plan in (value if isinstance(value, list) else [value]):
             if isinstance(plan, Plan): plan.check()
     return sizes
 

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['FORMAT', 'join_processes', 'deal', 'TrainingRun', 'config_fields', 'not_finite', 'read_checkpoint', 'train']
 
-# %% ../nbs/04c_training.ipynb #ab991561
+# %% ../nbs/04c_training.ipynb #6e763861
 import contextlib
 import datetime
-import hashlib
 import io
 import json
 import math
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def config_fields(config) -> dict:
         found[name] = f'{len(value):,} characters, SHA-256 {digest}'
     return found
 
-# %% ../nbs/04c_training.ipynb #74d0fb6d
+# %% ../nbs/04c_training.ipynb #fe18c8fc
 @patch
 def describe(self:TrainingRun) -> dict:
     "What makes this run this run and no other. The number of threads does not."
@@ -105,7 +105,7 @@ def plan_updates(self:TrainingRun):
     self.evaluate_at = {round(self.updates * part / config.evaluations) for part in parts}
     self.own = deal(config.lanes, self.rank, self.processes)
 
-# %% ../nbs/04c_training.ipynb #d5089d23
+# %% ../nbs/04c_training.ipynb #7884721f
 _KEPT = ('step', 'seconds', 'words_read', 'characters_read', 'steps', 'curve', 'best', 'best_weights', 'resumed',
          'codes', 'precision')
 
@@ -126,6 +126,8 @@ def start_counting(self:TrainingRun):
     self.best = math.inf
     self.best_weights = None
     self.record = None
+    self.pool = None          # of the thread that prepares segments, and what it is at
+    self.coming = None
 
 # %% ../nbs/04c_training.ipynb #cc547ab5
 def _flat(identity):
@@ -477,17 +479,42 @@ def finish(self:TrainingRun, watch=None) -> dict:
     self.show(watch)
     return self.record
 
-# %% ../nbs/04c_training.ipynb #6f8a2b5b
+# %% ../nbs/04c_training.ipynb #92a0f7bf
+@patch
+def planner(self:TrainingRun):
+    "For a `with`: where a card computes, a pool of one thread that prepares segments; on a CPU None."
+    return contextlib.nullcontext() if self.device.type == 'cpu' else ThreadPoolExecutor(1)
+
+@patch
+def plan(self:TrainingRun, segment, ledger):
+    "The plan of a segment, pinned for a CUDA card, and the next ledger. Changes nothing, draws no random number."
+    with torch.no_grad(): plan, ledger = self.model.prepare(segment[self.own], ledger)
+    if self.device.type == 'cuda':
+        with torch.cuda.device(self.device): plan = plan.pinned()   # each thread begins with the first card
+    return plan, ledger
+
+@patch
+def look_ahead(self:TrainingRun):
+    "Let the thread, if there is one, prepare the segment after this update's, unless an epoch ends between them."
+    following = self.step + 1
+    place = following % len(self.lanes)
+    if self.pool is None or place == 0 or following == self.updates: return
+    self.coming = self.pool.submit(self.plan, self.lanes[place], self.ledger)
+
+# %% ../nbs/04c_training.ipynb #e388499a
 @patch
 def advance(self:TrainingRun, watch=None):
     "One update on the next segment."
     segment = self.next_segment()
-    plan, self.ledger = self.model.prepare(segment[self.own], self.ledger)
+    coming, self.coming = self.coming, None
+    plan, self.ledger = coming.result() if coming else self.plan(segment, self.ledger)
+    self.look_ahead()
     lr = learning_rate(self.config, self.step, self.updates)
     characters = segment_characters(segment)
     loss, self.state = self.updater.update(self.network, plan.to(self.device), self.state, characters, lr)
     self.after(len(segment) * len(segment[0]), characters, lr, loss, self.updater.norm, watch)
 
+# %% ../nbs/04c_training.ipynb #3087adda
 @patch
 def go(self:TrainingRun, watch=None) -> dict:
     "Resume or begin, do what is left, finish. Returns the record."
@@ -500,9 +527,10 @@ def go(self:TrainingRun, watch=None) -> dict:
     self.clock = self.saved = time.perf_counter()
     todo = range(self.step, 0 if self.record else self.updates)
     quiet = self.rank > 0 or bool(os.environ.get('TQDM_DISABLE'))   # tqdm's notebook bar does not look
-    for _ in tqdm(todo, initial=self.step, total=self.updates, unit='update', desc=self.folder.name,
-                  disable=quiet, mininterval=1):
-        self.advance(watch)
+    bar = tqdm(todo, initial=self.step, total=self.updates, unit='update', desc=self.folder.name,
+               disable=quiet, mininterval=1)
+    with self.planner() as self.pool:
+        for _ in bar: self.advance(watch)
     return self.finish(watch)
 
 # %% ../nbs/04c_training.ipynb #155d1f16
