@@ -82,7 +82,11 @@ def plan_lane(tokens, held:dict, slots=None, resets=(), columns=None, take_slot=
         hit.append(column if found else -1)
     return _lane_plan(death, hit, closed, written), held
 
-# %% ../nbs/03_cache.ipynb #e0d33885
+# %% ../nbs/03_cache.ipynb #ac81f35d
+def _all_lanes(plans, name):
+    "The arrays `name` of all lanes as one tensor."
+    return torch.from_numpy(np.stack([getattr(plan, name) for plan in plans]))
+
 def room(count, slots=None):
     "Columns for `count` keys: at most an eighth to spare, and never more than `slots`."
     step = 1 << max(0, count.bit_length() - 4)
@@ -101,7 +105,7 @@ class CachePlan(Plan):
     place: torch.Tensor = of_shape('written')                   # lane * kept + slot of each key to be kept
     word: torch.Tensor = of_shape('written')                    # lane * words + step that made it
 
-# %% ../nbs/03_cache.ipynb #cba44959
+# %% ../nbs/03_cache.ipynb #dee2b235
 def _kept_keys(plans, kept, count):
     "Places and words of the versions that outlive a segment of `count` words; see `CachePlan`."
     place = []
@@ -110,10 +114,6 @@ def _kept_keys(plans, kept, count):
         place += [lane * kept + slot for slot in plan.written]
         word += [lane * count + step for step in plan.written.values()]
     return torch.tensor(place, dtype=torch.long), torch.tensor(word, dtype=torch.long)
-
-def _all_lanes(plans, name):
-    "The arrays `name` of all lanes as one tensor."
-    return torch.from_numpy(np.stack([getattr(plan, name) for plan in plans]))
 
 def plan_cache(lanes, held, slots=None, resets=(), take_slot=least_recently_used):
     """The `CachePlan` of a segment, `lanes` of tokens, and the words held after it, {word: slot} of each lane.
@@ -371,7 +371,7 @@ def _read_carried(query, carried, plan, width, slopes):
         total, mean = _join(total, mean, log_sum, block_mean)
     return copied, total, mean
 
-# %% ../nbs/03_cache.ipynb #71841e38
+# %% ../nbs/03_cache.ipynb #7e1f45a7
 def _read_own(query, versions, plan, slopes):
     "The same of the segment's own `versions`, and the share of each, `(lanes, words, words)`."
     hidden = hidden_columns(plan, plan.columns, plan.death.shape[1])
@@ -384,7 +384,6 @@ def _read_own(query, versions, plan, slopes):
     if slopes: mean = _product(shares.to(versions.dtype), versions).to(shares.dtype)
     return copied, log_sum, mean, shares
 
-# %% ../nbs/03_cache.ipynb #19cdce45
 def _slopes(carried, versions, plan, mean, shares):
     "Of each word's log p_ptr: by its query `(lanes, words, units)`, by the scores of own versions."
     own = (plan.hit - plan.columns).clamp(0)
