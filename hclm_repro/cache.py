@@ -6,8 +6,8 @@
 __all__ = ['least_recently_used', 'LanePlan', 'plan_lane', 'room', 'CachePlan', 'plan_cache', 'take_keys', 'key_versions',
            'hidden_columns', 'read_cache', 'carry_keys', 'additive_scores', 'PointerCache', 'read_keys']
 
-# %% ../nbs/03_cache.ipynb #b60e9ba6
-from dataclasses import dataclass
+# %% ../nbs/03_cache.ipynb #30429c2e
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,20 +29,21 @@ def least_recently_used(held:dict, word:str, full:bool) -> int:
     held[word] = slot
     return slot
 
-# %% ../nbs/03_cache.ipynb #831b5450
+# %% ../nbs/03_cache.ipynb #cd50d8c1
 @dataclass
 class LanePlan:
     "What a cache does in one lane of a segment; no key is looked at."
     death: np.ndarray   # (columns + words,) last step at which each column is seen; -1: never
     hit: np.ndarray     # (words,) the column that holds each word, or -1
+    closed: np.ndarray  # (words,) the column that is seen for the last time at each step, or -1
     written: dict       # slot -> the last step that writes to it
 
-def _blank_plan(count, held, columns):
-    "Deaths and hits of `count` words as if none were found, dropped or unknown; `held` of the columns are taken."
+def _no_deaths(count, held, columns):
+    "Deaths of columns as if none of `count` words were found, dropped or unknown; `held` of the columns are taken."
     small = np.min_scalar_type(-1 - count)   # the mask is built from deaths: small integers are fast
     death = np.full(columns + count, count, small)
     death[held:columns] = -1
-    return death, np.full(count, -1)
+    return death
 
 def _empty(held, written, death, step):
     "Empty the cache before `step`: nothing made so far is seen from there on."
@@ -50,32 +51,42 @@ def _empty(held, written, death, step):
     held.clear()
     written.clear()
 
-# %% ../nbs/03_cache.ipynb #41c5d996
+def _lane_plan(death, hit, closed, written):
+    "The `LanePlan` from lists; each column that a step has closed dies there."
+    closed = np.array(closed, dtype=np.int64)
+    steps = np.flatnonzero(closed >= 0)
+    death[closed[steps]] = steps
+    return LanePlan(death, np.array(hit, dtype=np.int64), closed, written)
+
+# %% ../nbs/03_cache.ipynb #349d0dfd
 def plan_lane(tokens, held:dict, slots=None, resets=(), columns=None, take_slot=least_recently_used):
     """The `LanePlan` of `tokens`, and the words held after them; `held` {word: slot} stays as it is.
 
     The first `columns` columns are carried keys, by slot; before the steps `resets` the cache is emptied."""
-    held = dict(held)
+    held = held.copy()   # several times as fast as dict(held) where words were dropped
     columns = len(held) if columns is None else columns
-    death, hit = _blank_plan(len(tokens), len(held), columns)
+    death = _no_deaths(len(tokens), len(held), columns)
+    hit, closed = [], []   # plain lists: a number at a time is slow in an array
     written = {}
     for t, word in enumerate(tokens):
         if t in resets: _empty(held, written, death[:columns + t], t)
-        if word == PADDING or word == UNKNOWN:
-            death[columns + t] = -1
-            continue
-
+        column = -1
         found = word in held
-        full = slots is not None and len(held) >= slots
-        slot = take_slot(held, word, full)
-        if found or full:
-            column = columns + written[slot] if slot in written else slot
-            death[column] = t
-            if found: hit[t] = column
-        written[slot] = t
-    return LanePlan(death, hit, written), held
+        if word == PADDING or word == UNKNOWN: death[columns + t] = -1
+        else:
+            full = slots is not None and len(held) >= slots
+            slot = take_slot(held, word, full)
+            if found or full: column = columns + written[slot] if slot in written else slot
+            written[slot] = t
+        closed.append(column)
+        hit.append(column if found else -1)
+    return _lane_plan(death, hit, closed, written), held
 
-# %% ../nbs/03_cache.ipynb #10d09732
+# %% ../nbs/03_cache.ipynb #ac81f35d
+def _all_lanes(plans, name):
+    "The arrays `name` of all lanes as one tensor."
+    return torch.from_numpy(np.stack([getattr(plan, name) for plan in plans]))
+
 def room(count, slots=None):
     "Columns for `count` keys: at most an eighth to spare, and never more than `slots`."
     step = 1 << max(0, count.bit_length() - 4)
@@ -87,12 +98,14 @@ class CachePlan(Plan):
     "What the cache does in a segment, all lanes together. A column is a carried key or a version."
     columns: int                                                # room for carried keys before the segment
     kept: int                                                   # room for carried keys after it
+    sure: int                                                   # the first columns: seen until a step closes them
     death: torch.Tensor = of_shape('lanes', 'columns + words')  # last step at which a column is seen
     hit: torch.Tensor = of_shape('lanes', 'words')              # the column that holds each word, or -1
+    closed: torch.Tensor = of_shape('lanes', 'words')           # the column that each step closes, or -1
     place: torch.Tensor = of_shape('written')                   # lane * kept + slot of each key to be kept
     word: torch.Tensor = of_shape('written')                    # lane * words + step that made it
 
-# %% ../nbs/03_cache.ipynb #e08d9d6c
+# %% ../nbs/03_cache.ipynb #dee2b235
 def _kept_keys(plans, kept, count):
     "Places and words of the versions that outlive a segment of `count` words; see `CachePlan`."
     place = []
@@ -115,10 +128,10 @@ def plan_cache(lanes, held, slots=None, resets=(), take_slot=least_recently_used
         after.append(words)
 
     kept = room(max(map(len, after)), slots)
+    sure = 0 if len(resets) else min(map(len, held))   # a reset closes all columns at one step
     place, word = _kept_keys(plans, kept, len(lanes[0]))
-    death = torch.from_numpy(np.stack([plan.death for plan in plans]))
-    hit = torch.from_numpy(np.stack([plan.hit for plan in plans]))
-    return CachePlan(columns, kept, death, hit, place, word), after
+    death, hit, closed = [_all_lanes(plans, name) for name in ('death', 'hit', 'closed')]
+    return CachePlan(columns, kept, sure, death, hit, closed, place, word), after
 
 # %% ../nbs/03_cache.ipynb #55448ee0
 def take_keys(keys, columns):
@@ -297,7 +310,7 @@ def advance(self:PointerCache, contexts, keys, plan, reuse=False):
     "The next keys alone, of a segment that is read and not scored."
     return carry_keys(keys, self.versions(contexts, keys, plan), plan, reuse)
 
-# %% ../nbs/03_cache.ipynb #7967568d
+# %% ../nbs/03_cache.ipynb #8a704568
 def _product(a, b):
     "`a @ b`; of a single lane as a plain product, for which a CPU need not copy `b`."
     if len(a) == 1: return (a[0] @ b[0])[None]
@@ -308,14 +321,11 @@ def _scores(query, keys):
     if query.dtype != torch.float16: return float32_at_least(_product(query, keys.transpose(1, 2)))
     return _product(query / _HEADROOM, keys.transpose(1, 2)).float() * _HEADROOM
 
-def _read_block(query, keys, hidden):
-    "Scores of a block of columns, their softmax, and the logarithm of its sum `(lanes, words, 1)`."
-    scores = _scores(query, keys)
-    lowest = torch.finfo(scores.dtype).min
-    shares = scores.masked_fill_(hidden, lowest).softmax(-1)
+def _softmax_(scores):
+    "The softmax, in the place of `scores`, and the logarithm of its sum `(lanes, words, 1)`."
     largest = scores.amax(-1, keepdim=True)
-    log_sum = largest - shares.amax(-1, keepdim=True).log()
-    return scores, shares, log_sum
+    shares = torch.softmax(scores, -1, out=scores)
+    return shares, largest - shares.amax(-1, keepdim=True).log()
 
 def _join(total, mean, log_sum, block_mean):
     "The logarithm of both sums, and the mean of both means weighted by them."
@@ -324,34 +334,56 @@ def _join(total, mean, log_sum, block_mean):
     mean = mean * (total - both).exp()
     return both, mean + block_mean * (log_sum - both).exp()
 
-# %% ../nbs/03_cache.ipynb #fcdfcb6a
-def _column_blocks(plan, width):
-    "Ranges (first, last) of at most `width` carried columns, then that of the segment's own versions."
-    words = plan.hit.shape[1]
-    blocks = []
-    for first in range(0, plan.columns, width):
-        blocks.append((first, min(first + width, plan.columns)))
-    return blocks + [(plan.columns, plan.columns + words)]
+# %% ../nbs/03_cache.ipynb #fe5af2e7
+def _hide_(scores, plan, first, last):
+    "The lowest number in place of the `scores` `(lanes, words, last - first)` of carried keys that a word cannot see."
+    lowest = torch.finfo(scores.dtype).min
+    t = torch.arange(scores.shape[1], dtype=plan.death.dtype, device=scores.device)
+    t = t[:, None]
+    death = plan.death[:, first:last]
+    sure = max(0, min(last, plan.sure) - first)
+    if sure:
+        closed = (plan.closed - first).clamp(0, sure - 1)   # of other blocks: some column, which is masked rightly
+        columns = closed[:, None].expand(-1, scores.shape[1], -1)
+        some = scores.gather(2, columns)
+        some.masked_fill_(t > death.gather(1, closed)[:, None], lowest)
+        scores.scatter_(2, columns, some)
+    if sure < last - first: scores[..., sure:].masked_fill_(t > death[:, None, sure:], lowest)
 
-def _read_lanes(query, carried, versions, plan, width, slopes):
-    """Of some lanes: log p_ptr and the logarithm of its denominator, `(lanes, words)`, the mean key
-    `(lanes, words, units)` if `slopes` are wanted, the shares of own versions `(lanes, words, words)`."""
-    hit = plan.hit[:, :, None]
+# %% ../nbs/03_cache.ipynb #9d7d813d
+def _read_carried(query, carried, plan, width, slopes):
+    """Of words with `query` `(lanes, words, units)`: score of the copied key, logarithm of the sum over the carried
+    keys, both `(lanes, words, 1)`, and their mean key, if `slopes` are wanted."""
+    hit = plan.hit[..., None]
     copied = 0.0
     total = mean = None
-    for first, last in _column_blocks(plan, width):
-        keys = carried[:, first:last] if first < plan.columns else versions
-        scores, shares, log_sum = _read_block(query, keys, hidden_columns(plan, first, last))
+    for first in range(0, plan.columns, width):
+        last = min(first + width, plan.columns)
+        keys = carried[:, first:last]
+        scores = _scores(query, keys)
+        _hide_(scores, plan, first, last)
         here = (first <= hit) & (hit < last)
         column = (hit - first).clamp(0, last - first - 1)
         copied = torch.where(here, scores.gather(-1, column), copied)
+        shares, log_sum = _softmax_(scores)
         block_mean = log_sum
         if slopes: block_mean = _product(shares.to(keys.dtype), keys).to(shares.dtype)
         total, mean = _join(total, mean, log_sum, block_mean)
-    own_shares = shares * (log_sum - total).exp()
-    return (copied - total)[..., 0], total[..., 0], mean, own_shares
+    return copied, total, mean
 
-# %% ../nbs/03_cache.ipynb #19cdce45
+# %% ../nbs/03_cache.ipynb #7e1f45a7
+def _read_own(query, versions, plan, slopes):
+    "The same of the segment's own `versions`, and the share of each, `(lanes, words, words)`."
+    hidden = hidden_columns(plan, plan.columns, plan.death.shape[1])
+    scores = _scores(query, versions)
+    scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
+    own = plan.hit[..., None] - plan.columns
+    copied = torch.where(own >= 0, scores.gather(-1, own.clamp(0)), 0.0)
+    shares, log_sum = _softmax_(scores)
+    mean = log_sum
+    if slopes: mean = _product(shares.to(versions.dtype), versions).to(shares.dtype)
+    return copied, log_sum, mean, shares
+
 def _slopes(carried, versions, plan, mean, shares):
     "Of each word's log p_ptr: by its query `(lanes, words, units)`, by the scores of own versions."
     own = (plan.hit - plan.columns).clamp(0)
@@ -364,26 +396,47 @@ def _slopes(carried, versions, plan, mean, shares):
     by_score = shares.neg_().scatter_add_(2, own[..., None], one)
     return copies - mean, by_score
 
-# %% ../nbs/03_cache.ipynb #c5369541
+# %% ../nbs/03_cache.ipynb #de6f11fb
+def _lane_blocks(plan, columns, budget):
+    "Lanes that are read together, as slices, so that there are at most `budget` scores at a time."
+    lanes, words = plan.hit.shape
+    at_once = max(1, budget // (words * max(columns, 1)))
+    return [slice(first, first + at_once) for first in range(0, lanes, at_once)]
+
+def _lanes_of(plan, some):
+    "What the reading needs of the plan of `some` lanes."
+    return CachePlan(plan.columns, plan.kept, plan.sure, plan.death[some], plan.hit[some], plan.closed[some])
+
+def _cat(parts): return [torch.cat(tensors) for tensors in zip(*parts)]
+
+def _read_lanes(query, carried, versions, plan, slopes):
+    """Log p_ptr and the logarithm of its denominator, `(lanes, words, 1)`, the mean key `(lanes, words, units)` if
+    `slopes` are wanted, the shares of own versions `(lanes, words, words)`."""
+    most, at_once = (1 << 28, 1 << 28) if query.device.type != 'cpu' else (1 << 20, 1 << 19)   # scores at a time
+    width = max(1, most // query.shape[1])
+    before = []
+    for some in _lane_blocks(plan, plan.columns, at_once):
+        before.append(_read_carried(query[some], carried[some], _lanes_of(plan, some), width, slopes))
+    own = []
+    for some in _lane_blocks(plan, plan.hit.shape[1], most):
+        own.append(_read_own(query[some], versions[some], _lanes_of(plan, some), slopes))
+
+    copied, log_sum, own_mean, shares = _cat(own)
+    if not plan.columns: return copied - log_sum, log_sum, own_mean, shares
+    old_copied, total, mean = _cat(before)
+    total, mean = _join(total, mean, log_sum, own_mean)
+    return old_copied + copied - total, total, mean, shares * (log_sum - total).exp()
+
+# %% ../nbs/03_cache.ipynb #43bbca4a
 class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, carried, versions, plan):
-        lanes, words, _ = query.shape
-        budget = 1 << (20 if query.device.type == 'cpu' else 28)   # scores at a time
-        at_once = max(1, budget // (words * max(plan.columns, words)))
         slopes = any(ctx.needs_input_grad)
-        parts = []
-        for first in range(0, lanes, at_once):
-            some = slice(first, first + at_once)
-            part = CachePlan(plan.columns, plan.kept, plan.death[some], plan.hit[some])
-            width = max(1, budget // part.hit.numel())
-            parts.append(_read_lanes(query[some], carried[some], versions[some], part, width, slopes))
-        copied, total, mean, shares = [torch.cat(tensors) for tensors in zip(*parts)]
-
+        log_p, total, mean, shares = _read_lanes(query, carried, versions, plan, slopes)
         if slopes: ctx.save_for_backward(query, *_slopes(carried, versions, plan, mean, shares))
         empty = total < torch.finfo(total.dtype).min / 2
         ctx.mark_non_differentiable(empty)
-        return copied, empty
+        return log_p[..., 0], empty[..., 0]
 
     @staticmethod
     def backward(ctx, grad, _):

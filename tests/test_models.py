@@ -15,7 +15,8 @@ import hclm_repro
 from hclm_repro import saving
 from hclm_repro.corpus import synthetic
 from hclm_repro.model import (
-    MODELS, RESETS, Config, LanguageModel, ModelConfig, Plan, Sampler, evaluating, load_pretrained, randomise)
+    MODELS, RESETS, Config, LanguageModel, ModelConfig, Plan, Sampler, evaluating, load_pretrained, randomise,
+    total_probability)
 from hclm_repro.run2 import with_choices
 from hclm_repro.text import LINE_END, PADDING, UNKNOWN, Alphabet
 
@@ -59,6 +60,14 @@ def build(case, cls=None, **choices):
     config = cls.config_for(cls.Config(**chosen), corpus, min_count=5)
     torch.manual_seed(0)
     return cls(config).double().eval()
+
+
+def narrow_model(name, **choices):
+    "A tiny model of the letters a and b whose words are short, with narrow keys if `choices` do not say otherwise."
+    chosen = {**dict(alphabet='ab', units=6, embedding=3, cache_slots=3, key_units=3), **choices}
+    model = randomise(models[name](models[name].Config(**chosen)).double(), 3).eval()
+    model.output.bias.data[Alphabet.terminator] += 11   # words of more than four letters weigh nothing
+    return model
 
 
 def same(a, b):
@@ -158,6 +167,34 @@ def test_keys_as_wide_as_contexts_are_contexts(name, choices):
     twin.load_state_dict(weights)
     np.testing.assert_allclose(twin.score(text, 3).bits, model.score(text, 3).bits, rtol=0, atol=1e-9)
     assert build((name, dict(choices, key_units=3))).parameter_count != model.parameter_count
+
+
+@pytest.mark.parametrize('choices', [{}, dict(score='additive'), dict(cache_slots=None, key_update='latest')], ids=str)
+@pytest.mark.parametrize('name', ['LoopHCLM', 'HCLM'])
+def test_narrow_keys_sum_to_one_and_know_no_future(name, choices):
+    model = narrow_model(name, **choices)
+    assert abs(total_probability(model, 'a ba b ☃', 'ab') - 1) < 1e-9
+    words = 'a ba b a ba ab b ab a b'.split()
+    whole = model.score(' '.join(words), 4).bits
+    for count in (3, 5, 8):
+        other = words[:count] + ['ab', 'b', 'ba'] * 2
+        np.testing.assert_allclose(model.score(' '.join(other), 4).bits[:count], whole[:count], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize('key_units', [None, 3])
+def test_caches_that_hold_different_numbers_of_words(key_units):
+    "Of two lanes one repeats a word, so that the columns of the other are not all taken in it."
+    loops, fast = (narrow_model(name, key_units=key_units, cache_slots=None) for name in ('LoopHCLM', 'HCLM'))
+    fast.load_state_dict(loops.state_dict())
+    lanes = [['a', 'b', 'ab', 'ba', 'aa', 'bb', 'aab', 'aba', 'baa', 'a', 'b', 'ab'], ['a'] * 9 + ['b', 'a', 'b']]
+    found = []
+    for model in (loops, fast):
+        state, ledger = model.begin(2)
+        for first in range(0, 12, 3):
+            plan, ledger = model.prepare([lane[first:first + 3] for lane in lanes], ledger)
+            with torch.no_grad(): predictions, state = model(plan, state)
+        found.append(predictions.nats)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-9)
 
 
 @each_case
