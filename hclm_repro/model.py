@@ -376,6 +376,15 @@ def symbol_nats(logits, targets, word_start):
     masked = float32_at_least(logits).scatter(1, forbidden[:, None], -torch.inf)
     return F.cross_entropy(masked, targets, reduction='none')
 
+def _next_rows(streams, ahead, segment):
+    "The next `segment` tokens of each stream, the token `ahead` first; that moves on."
+    rows = []
+    for i, stream in enumerate(streams):
+        row = [] if ahead[i] is None else [ahead[i], *islice(stream, segment)]
+        ahead[i] = row.pop() if len(row) > segment else None
+        rows.append(row)
+    return rows
+
 # %% ../nbs/01c_model.ipynb #beab137a
 @patch
 def _table(self:LanguageModel, tokens, following, predictions, lane):
@@ -396,22 +405,6 @@ def _table(self:LanguageModel, tokens, following, predictions, lane):
     if predictions.gate is not None: table['gate'] = column(predictions.gate)
     for name, posterior in predictions.posteriors.items(): table[name] = column(posterior)
     return pd.DataFrame(table)
-
-# %% ../nbs/01c_model.ipynb #28758c87
-def _next_rows(streams, ahead, segment):
-    "The next `segment` tokens of each stream, the token `ahead` first; that moves on."
-    rows = []
-    for i, stream in enumerate(streams):
-        row = [] if ahead[i] is None else [ahead[i], *islice(stream, segment)]
-        ahead[i] = row.pop() if len(row) > segment else None
-        rows.append(row)
-    return rows
-
-@patch
-def _read(self:LanguageModel, plan, state, learner=None):
-    "`Predictions` of a segment and the next state, without gradients, or by a `learner`."
-    if learner: return learner.read(plan, state)
-    with evaluating(self) as model: return model(plan, state, reuse=True)
 
 # %% ../nbs/01c_model.ipynb #30faaca2
 READ_AT_ONCE = 2048   # words, of all lanes together
@@ -464,6 +457,12 @@ def score_file(self:LanguageModel, path, segment=None, learning=None):
     "Yield tables like `score` of a UTF-8 file (`.xz` or plain), `segment` words at a time."
     path = checked('path', path, str | os.PathLike)
     for tables in self.score_tokens([stream_words(path)], segment, learning): yield tables[0]
+
+@patch
+def _read(self:LanguageModel, plan, state, learner=None):
+    "`Predictions` of a segment and the next state, without gradients, or by a `learner`."
+    if learner: return learner.read(plan, state)
+    with evaluating(self) as model: return model(plan, state, reuse=True)
 
 # %% ../nbs/01c_model.ipynb #b4570681
 def randomise(model, seed=0, scale=1.5):
