@@ -106,7 +106,6 @@ class LoopPlan(Plan):
     state_resets: list      # words before which h and c start over
     cache_resets: list      # words before which the caches are emptied
 
-# %% ../nbs/02_run1.ipynb #7c49fdc6
 @patch
 def begin(self:LoopHCLM, lanes):
     zero = self.output.weight.new_zeros(lanes, self.config.word_layers * self.config.units)
