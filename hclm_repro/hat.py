@@ -372,7 +372,7 @@ def prepare(self:HAT, segment, ledger, following=None):
     write = plan_writing(read)
     return HATPlan(lanes, count, distinct, pack_chunks(distinct), window, write, cache, which, at), after
 
-# %% ../nbs/06b_hat.ipynb #421445f4
+# %% ../nbs/06b_hat.ipynb #614f4ae1
 @patch
 def byte_logits(self:HAT, write, contexts):
     "Logits `(rows, 256)` of the rows of a `WritePlan`, minus infinity for forbidden bytes."
@@ -394,6 +394,7 @@ def spell(self:HAT, plan, logits):
     spelled = sum_by_word(nats, write.coded.index_select(0, write.chunk), size)
     return spelled, sum_by_word(nats.index_select(0, write.last), write.coded, size)
 
+# %% ../nbs/06b_hat.ipynb #88ee2a24
 @patch
 def spell_separators(self:HAT, plan, logits):
     "Nats of each word's separator, if only a space and none are possible; `(lanes, words)`, 0 of line ends."
@@ -403,7 +404,6 @@ def spell_separators(self:HAT, plan, logits):
     nats = F.cross_entropy(space_or_none, write.bare, reduction='none')
     return sum_by_word(nats, write.words, (plan.lanes, plan.words))
 
-# %% ../nbs/06b_hat.ipynb #216045cc
 @patch
 def forward(self:HAT, plan, state, reuse=False):
     """`Predictions` of a segment, with the speller's `terminator` nats, and the next state.
@@ -515,7 +515,7 @@ def pool(self:HAT):
     "What reads a word's vector with a query."
     return Pool(self.config.byte_units, self.config.units, self.config.heads)
 
-# %% ../nbs/06b_hat.ipynb #a5a95c0c
+# %% ../nbs/06b_hat.ipynb #4487a8d7
 @patch
 def pool_groups(self:Pool, query, keys, values, grouping):
     "A call of attention for each length."
@@ -524,8 +524,7 @@ def pool_groups(self:Pool, query, keys, values, grouping):
     for group, k, v in zip(grouping.groups, keys.split(rows), values.split(rows)):
         asked = query.expand(group[0], -1, -1, -1)
         parts.append(attention(asked, k.unflatten(0, group), v.unflatten(0, group)))
-    pooled = torch.cat(parts).flatten(1)   # (chunks, units), as they are laid
-    return pooled.index_select(0, grouping.order.argsort())
+    return torch.cat(parts).flatten(1).index_select(0, grouping.order.argsort())
 
 @patch
 def pool_lines(self:Pool, query, keys, values, grouping):
@@ -533,10 +532,8 @@ def pool_lines(self:Pool, query, keys, values, grouping):
     lines = [in_lines(part, grouping).unflatten(0, grouping.owner.shape) for part in (keys, values)]
     asked = query.expand(*grouping.owner.shape, -1, -1)
     pooled = attention(asked, *lines, attn_mask=line_mask(grouping.owner, causal=False))
-    first = grouping.place.index_select(0, grouping.starts)
-    return pooled.flatten(0, 1).flatten(1).index_select(0, first)
+    return pooled.flatten(0, 1).flatten(1).index_select(0, grouping.place[grouping.starts])
 
-# %% ../nbs/06b_hat.ipynb #38dbd830
 @patch
 def forward(self:Pool, x, grouping):
     "`x` `(rows, width)`, laid out as `grouping` says."
