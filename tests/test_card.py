@@ -124,6 +124,7 @@ def test_a_run_on_a_card_is_killed_and_resumed(name, tmp_path, monkeypatch):
         return tree_map_only(torch.Tensor, on_card, loaded) if is_card(map_location) else loaded
 
     def kill(run):
+        assert run.coming   # the thread is at work
         if run.step == 3: raise Killed
 
     monkeypatch.setattr(torch, 'load', load_there)
