@@ -107,12 +107,12 @@ def ratio(table, first, second):
     speed = table.pivot(index='round', columns='model', values='words_per_second')
     return float((speed[first] / speed[second]).median())
 
-# %% ../nbs/09_efficiency.ipynb #3ea01113
+# %% ../nbs/09_efficiency.ipynb #1c73c808
 def _alone(corpus, model_class, config, training, lanes, precision, fill, device):
     data = load_corpus(corpus)
     model = build(model_class, config, data, training).to(device)
     workload = Workload(model, data.words('train'), lanes, precision, fill)
-    for _ in range(3): workload()
+    for _ in range(2): workload()
     return peak_megabytes(device)
 
 def peak_memory(*arguments):
