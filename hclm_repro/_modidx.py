@@ -76,6 +76,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'hclm_repro.cache.hidden_columns': ('cache.html#hidden_columns', 'hclm_repro/cache.py'),
                                   'hclm_repro.cache.key_versions': ('cache.html#key_versions', 'hclm_repro/cache.py'),
                                   'hclm_repro.cache.least_recently_used': ('cache.html#least_recently_used', 'hclm_repro/cache.py'),
+                                  'hclm_repro.cache.narrow_layer': ('cache.html#narrow_layer', 'hclm_repro/cache.py'),
                                   'hclm_repro.cache.plan_cache': ('cache.html#plan_cache', 'hclm_repro/cache.py'),
                                   'hclm_repro.cache.plan_lane': ('cache.html#plan_lane', 'hclm_repro/cache.py'),
                                   'hclm_repro.cache.read_cache': ('cache.html#read_cache', 'hclm_repro/cache.py'),

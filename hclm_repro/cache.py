@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['least_recently_used', 'LanePlan', 'plan_lane', 'room', 'CachePlan', 'plan_cache', 'take_keys', 'key_versions',
-           'hidden_columns', 'read_cache', 'carry_keys', 'additive_scores', 'PointerCache', 'read_keys']
+           'hidden_columns', 'read_cache', 'carry_keys', 'additive_scores', 'narrow_layer', 'PointerCache', 'read_keys']
 
 # %% ../nbs/03_cache.ipynb #30429c2e
 from dataclasses import dataclass, replace
@@ -230,6 +230,12 @@ def additive_scores(query, projected, energy, budget=None):
     return float32_at_least(torch.cat(scores, 1)) * _HEADROOM
 
 # %% ../nbs/03_cache.ipynb #988b1b41
+def narrow_layer(units, key_units):
+    "A product that makes keys narrow; its weights start so large that scores are as large as those of wide keys."
+    layer = nn.Linear(units, key_units, bias=False)
+    nn.init.normal_(layer.weight, std=key_units ** -0.5)
+    return layer
+
 class PointerCache(nn.Module):
     """A cache of recent words as a `Source`: gate, query, keys, plan and reading, without a loop.
 
@@ -247,7 +253,7 @@ class PointerCache(nn.Module):
         if config.score == 'additive':
             self.key = nn.Linear(self.key_units, self.key_units, bias=False)
             self.energy = nn.Linear(self.key_units, 1, bias=False)
-        if config.key_units: self.narrow = nn.Linear(units, self.key_units, bias=False)
+        if config.key_units: self.narrow = narrow_layer(units, self.key_units)
 
     @classmethod
     def of(cls, config):

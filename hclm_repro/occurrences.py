@@ -12,7 +12,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from .cache import PointerCache
+from .cache import PointerCache, narrow_layer
 from .model import Plan, Source, float32_at_least, of_shape
 from .run1 import gate_layers
 from .text import PADDING, UNKNOWN
@@ -67,7 +67,7 @@ class OccurrenceCache(nn.Module):
         self.key_units = config.key_units or config.units
         self.gate = gate_layers(config.units)
         self.query = nn.Linear(config.units, self.key_units)
-        if config.key_units: self.narrow = nn.Linear(config.units, self.key_units, bias=False)
+        if config.key_units: self.narrow = narrow_layer(config.units, self.key_units)
 
     def begin(self, lanes:int):
         "Keys `(lanes, 0, key_units)` and the words held, a list of each lane: nothing yet."

@@ -83,7 +83,9 @@ def pointer_weights(cls:LoopHCLM, config):
     if config.score == 'additive':
         layers['key'] = nn.Linear(key_units, key_units, bias=False)
         layers['energy'] = nn.Linear(key_units, 1, bias=False)
-    if config.key_units: layers['narrow'] = nn.Linear(units, key_units, bias=False)
+    if config.key_units:
+        layers['narrow'] = nn.Linear(units, key_units, bias=False)
+        nn.init.normal_(layers['narrow'].weight, std=key_units ** -0.5)   # scores as large as those of wide keys
     return layers
 
 # %% ../nbs/02_run1.ipynb #55291617
