@@ -8,6 +8,7 @@ __all__ = ['FORMAT', 'join_processes', 'deal', 'TrainingRun', 'config_fields', '
 # %% ../nbs/04c_training.ipynb #6e763861
 import contextlib
 import datetime
+import hashlib
 import io
 import json
 import math
