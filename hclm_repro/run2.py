@@ -55,7 +55,6 @@ def begin(self:HCLM, lanes:int):
     if self.cache: state['keys'], ledger['held'] = self.cache.begin(lanes)
     return state, ledger
 
-# %% ../nbs/04b_run2.ipynb #c1ca0fd2
 @patch(cls_method=True)
 def config_for(cls:HCLM, config, corpus, min_count=25):
     "`config` with what is taken from the training text: characters, and the words of the lexicon."
