@@ -25,7 +25,7 @@ def fill_caches(ledger, slots):
     "The ledger with `slots` invented words in each lane's cache; as it is where there is no cache."
     if 'held' not in ledger: return ledger
     invented = {f'{i} ': i for i in range(slots)}   # no word of a text ends with a space
-    return dict(ledger, held=[dict(invented) for _ in ledger['held']])
+    return dict(ledger, held=[type(held)(invented) for held in ledger['held']])   # a dict, or a list of occurrences
 
 def flops_per_byte(model, tokens, lanes, segments=4):
     """Operations of training on a byte of `tokens`, over the first `segments` of `lanes` lanes, caches full.

@@ -236,7 +236,8 @@ def point(self:LoopHCLM, slots, h, word):
     if hits:
         keys = torch.stack([key for _, key in seen])
         scores = self.slot_scores(h, keys)
-        log_p = F.log_softmax(scores, -1)[hits].logsumexp(0)
+        log_shares = F.log_softmax(scores, -1)
+        log_p = torch.stack([log_shares[i] for i in hits]).logsumexp(0)
     logit = -self.cache['gate'](h)[0]   # of copying; the gate's own is of spelling
     says = torch.full((), len(hits) > 0, device=h.device)
     available = torch.full((), len(seen) > 0, device=h.device)
