@@ -56,9 +56,9 @@ PRESETS.update(
                   lanes=10, epochs=10, word_budget=None, evaluations=10, lr=2e-3, schedule='constant',
                   weight_decay=0.0, clip=10.0),
     frontier=dict(meaning='the best that two cores can train in about an hour (chapter 10)', units=256, segment_words=35,
-                  word_layers=2, cache_slots=2000, cache_holds='occurrences', lexicon_words=33_000, lexicon_first=6_000,
-                  dropout=0.2, lanes=32, epochs=4, word_budget=None, lr=4e-3, evaluations=8, curve_words=40_000,
-                  precision='bf16'))
+                  word_layers=2, cache_slots=2000, cache_holds='occurrences', lexicon_words=33_000, lexicon_first=10_000,
+                  lexicon_hidden=0.5, dropout=0.3, lanes=32, epochs=4, word_budget=None, lr=4e-3, evaluations=8,
+                  curve_words=40_000, precision='bf16'))
 PRESETS['rung'] = dict(PRESETS['frontier'], meaning='a rung of the ladder of chapter 10: a quarter of an epoch',
                        dropout=0.1, epochs=None, word_budget=500_000, evaluations=4)
 

@@ -6,7 +6,7 @@
 __all__ = ['Lexicon', 'LexiconPlan']
 
 # %% ../nbs/03b_lexicon.ipynb #06645578
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from fastcore.basics import patch
@@ -20,13 +20,14 @@ from .run1 import gate_layers, lexicon_entries
 class Lexicon(nn.Module):
     """Frequent words as a `Source`: gate, query, and a vector for each word, which is read and written with.
 
-    `config` has the fields `units`, `dropout`, `lexicon` and `lexicon_first`, see `HCLMConfig`."""
+    `config` has the fields `units`, `dropout` and those of the lexicon, see `HCLMConfig`."""
     def __init__(self, config):
         super().__init__()
         self.entries = lexicon_entries(config)   # word -> its number
         count = len(self.entries)
         self.first = min(count, config.lexicon_first or count)   # words of the first softmax
         self.two_parts = count > self.first
+        self.hidden = config.lexicon_hidden
         self.gate = gate_layers(config.units)
         self.query = nn.Linear(config.units, config.units)
         self.words = nn.Linear(config.units, self.first + self.two_parts)
@@ -94,6 +95,17 @@ def forward(self:Lexicon, contexts, plan:LexiconPlan) -> Source:
     says = (plan.entry >= 0).view(shape)
     logit = float32_at_least(self.gate(flat)[:, 0])
     return Source('lexicon', logit.view(shape), log_p.view(shape), says, torch.ones_like(says))
+
+# %% ../nbs/03b_lexicon.ipynb #5b746fcb
+@patch
+def hide(self:Lexicon, plan:LexiconPlan, which) -> LexiconPlan:
+    "In training: `plan` with some words of the second part hidden; `which` `(places,)` is the distinct word at each place."
+    if not self.training or self.hidden == 0 or not self.two_parts: return plan
+    drawn = torch.rand(len(plan.read), device=plan.read.device) < self.hidden
+    hidden = drawn & (plan.read >= self.first)
+    read = torch.where(hidden, -1, plan.read)
+    entry = torch.where(hidden.index_select(0, which), -1, plan.entry)
+    return replace(plan, read=read, entry=entry)
 
 # %% ../nbs/03b_lexicon.ipynb #ab89a2f3
 @patch

@@ -35,6 +35,8 @@ class HCLMConfig(CacheConfig, ModelConfig):
     lexicon_words: int = option(0, at_least=0, doc='most frequent words of train that the lexicon holds; 0: no lexicon')
     lexicon_first: int | None = option(None, at_least=1, doc='of these, words of the first softmax; the others share '
                                        'an entry of it and have vectors of a quarter of the width; None: all')
+    lexicon_hidden: float = option(0.0, at_least=0, at_most=1, doc='share of those others that a segment of training '
+                                   'hides from the lexicon, as if they were new')
     lexicon: str = option('', doc='the words of the lexicon with spaces between; taken from the training text')
 
     def __post_init__(self):
@@ -107,6 +109,7 @@ class LoopPlan(Plan):
     tokens: list            # of each lane a list of words, rare characters replaced
     state_resets: list      # words before which h and c start over
     cache_resets: list      # words before which the caches are emptied
+    hidden: frozenset = frozenset()   # words that count as new, drawn by `forward`
 
 @patch
 def begin(self:LoopHCLM, lanes):
@@ -173,6 +176,7 @@ def read_words(self:LoopHCLM, plan, state):
             contexts.append(h.sum(0))
 
             if word == PADDING: vector = torch.zeros_like(h[0])
+            elif word in plan.hidden: vector = self.dropout(self.encode_word(word))
             else: vector = self.dropout(self.word_vector(word))
             h, c = self.step_words(vector, h, c)
         last_h.append(h.detach().flatten())
@@ -303,21 +307,31 @@ def config_for(cls:LoopHCLM, config, corpus, min_count=25):
 
 # %% ../nbs/02_run1.ipynb #44ea27fa
 @patch
-def recall(self:LoopHCLM, h, word):
-    "The lexicon as a `Source` of `word`, after context `h` `(units,)`."
+def hide(self:LoopHCLM, plan):
+    "In training: which words of the segment are hidden from the lexicon, drawn among those beyond its first part."
+    if not self.training or self.config.lexicon_hidden == 0 or not self.config.lexicon_first: return frozenset()
+    distinct = list(dict.fromkeys(word for lane in plan.tokens for word in lane))
+    drawn = torch.rand(len(distinct)) < self.config.lexicon_hidden
+    others = [self.entries.get(word, -1) >= self.config.lexicon_first for word in distinct]
+    return frozenset(word for word, hidden, other in zip(distinct, drawn, others) if hidden and other)
+
+@patch
+def recall(self:LoopHCLM, h, word, hidden=False):
+    "The lexicon as a `Source` of `word`, after context `h` `(units,)`; it does not say a word that is `hidden` from it."
     logit = self.lexicon['gate'](h)[0]
-    says = torch.full((), word in self.entries, device=h.device)
+    held = word in self.entries and not hidden
+    says = torch.full((), held, device=h.device)
     log_p = h.new_zeros(())
-    if word in self.entries: log_p = self.lexicon_log_p(h)[self.entries[word]]
+    if held: log_p = self.lexicon_log_p(h)[self.entries[word]]
     return Source('lexicon', logit, log_p, says, torch.ones_like(says))
 
 # %% ../nbs/02_run1.ipynb #23ad430e
 @patch
-def predict_word(self:LoopHCLM, word, h, slots):
-    "The `Predictions` of one `word` after context `h` `(units,)`; then write it to `slots`."
+def predict_word(self:LoopHCLM, word, h, slots, hidden=False):
+    "The `Predictions` of one `word` after context `h` `(units,)`; then write it to `slots`. `hidden`: as in `recall`."
     sources = []
     if self.cache: sources.append(self.point(slots, h, word))
-    if self.lexicon: sources.append(self.recall(h, word))
+    if self.lexicon: sources.append(self.recall(h, word, hidden))
     if word in (PADDING, UNKNOWN):   # costs nothing; the gate is there all the same
         zero = h.new_zeros(())
         if self.config.cache_holds == 'occurrences' and self.cache: self.write(slots, h, word)
@@ -330,6 +344,7 @@ def predict_word(self:LoopHCLM, word, h, slots):
 @patch
 def forward(self:LoopHCLM, plan, state, reuse=False):
     "`Predictions` of a segment and the next state; `state` stays as it is, whatever `reuse` says."
+    plan = replace(plan, hidden=self.hide(plan))
     contexts, h, c = self.read_words(plan, state)
     copies = {id(slots): OrderedDict(slots) for slots in state['caches']}   # lanes may share a cache
     caches = [copies[id(slots)] for slots in state['caches']]
@@ -340,7 +355,7 @@ def forward(self:LoopHCLM, plan, state, reuse=False):
             for slots in caches: slots.clear()
         for b in range(plan.lanes):
             word = plan.tokens[b][t]
-            rows.append(self.predict_word(word, contexts[b, t], caches[b]))
+            rows.append(self.predict_word(word, contexts[b, t], caches[b], word in plan.hidden))
 
     for slots in copies.values():
         for word, key in slots.items(): slots[word] = key.detach()

@@ -223,6 +223,7 @@ def forward(self:HCLM, plan:HCLMPlan, state:dict, reuse=False):
     """`Predictions` of a segment and the next state.
 
     With `reuse` the tensors of `state` may be written into; without, the same call gives the same numbers."""
+    if self.lexicon: plan = replace(plan, lexicon=self.lexicon.hide(plan.lexicon, plan.which))
     contexts, h, c = self.read_words(plan, state)
     log_spelled = self.spell(plan, contexts)
     after = dict(h=h, c=c)
@@ -303,7 +304,9 @@ def agree(loops:LanguageModel, fast:LanguageModel, tokens:list, lanes:int, segme
     """Largest difference between two models on the same weights, over segments of `tokens` in `lanes`:
     of log probabilities, of gradients (relative to each tensor's largest entry)."""
     fast.load_state_dict(loops.state_dict())
+    torch.manual_seed(0)   # words that are hidden from the lexicon are drawn
     a = read_through(loops, tokens, lanes, segment)
+    torch.manual_seed(0)
     b = read_through(fast, tokens, lanes, segment)
     weights = torch.linspace(0.5, 1.5, a.numel(), dtype=a.dtype).view_as(a)
     losses = [(weights * nats).sum() for nats in (a, b)]
