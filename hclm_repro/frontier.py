@@ -24,14 +24,14 @@ from .text import quotients
 # %% ../nbs/10_frontier.ipynb #e274c813
 SMALLER = dict(tiny=dict(cache_slots=100, lexicon_words=60, lexicon_first=20),
                smoke=dict(cache_slots=1_000, lexicon_words=8_000, lexicon_first=1_000),
-               quick=dict(cache_slots=2_000, lexicon_words=10_000, lexicon_first=2_000))
+               quick=dict(cache_slots=2_000, lexicon_words=33_000, lexicon_first=5_000))
 
 def frontier(size:str):
     "`(HCLMConfig, TrainingConfig)` of the model with all parts that help, at the preset `size`."
     config, training = preset_of(HCLM, size)
     if config.lexicon_words: return config, training
     if size not in SMALLER: raise ValueError(f'preset is {size!r}; allowed: one of {", ".join(SMALLER)}, rung, frontier')
-    return replace(config, word_layers=2, cache_holds='occurrences', **SMALLER[size]), training
+    return replace(config, word_layers=2, cache_holds='occurrences', lexicon_hidden=0.5, **SMALLER[size]), training
 
 # %% ../nbs/10_frontier.ipynb #fee629ff
 @dataclass(frozen=True)
@@ -39,37 +39,36 @@ class Rung:
     "A rung of the ladder: what is new beside the model of the rung below."
     name: str
     choices: dict = field(default_factory=dict)    # fields of the model's config
-    training: dict = field(default_factory=dict)   # fields of the training config
     stays: bool = True                             # whether the rungs above have it, too
 
 # %% ../nbs/10_frontier.ipynb #12ddfb0f
-def rungs(top, training) -> list:
+def rungs(top) -> list:
     "The `Rung`s of a ladder that leads to the model config `top`."
-    small, larger = top.lexicon_words // 10, top.lexicon_words // 3
-    in_two = dict(lexicon_words=top.lexicon_words, lexicon_first=top.lexicon_first)
+    first, whole = top.lexicon_first, top.lexicon_words
     return [
         Rung('spelling alone'),
         Rung('a cache of words', dict(cache_slots=2 * top.cache_slots // 5)),
-        Rung('a small lexicon', dict(lexicon_words=small)),
-        Rung('a larger lexicon', dict(lexicon_words=larger)),
-        Rung('the whole lexicon, in two parts', in_two),
+        Rung('a small lexicon', dict(lexicon_words=max(1, first // 10))),
+        Rung('a larger lexicon', dict(lexicon_words=first)),
+        Rung('all words of train, in two parts', dict(lexicon_words=whole, lexicon_first=first)),
+        Rung('rare words hidden half of the time', dict(lexicon_hidden=top.lexicon_hidden)),
         Rung('a key for each occurrence', dict(cache_holds='occurrences', cache_slots=top.cache_slots)),
         Rung('two word LSTMs', dict(word_layers=2)),
         Rung('three word LSTMs', dict(word_layers=3), stays=False),
         Rung('keys of a quarter of the width', dict(key_units=max(1, top.units // 4)), stays=False),
         Rung('twice the dropout', dict(dropout=min(0.9, 2 * top.dropout)), stays=False),
-        Rung('half as wide again', dict(units=top.units * 3 // 2), stays=False),
-        Rung('half the learning rate', {}, dict(lr=training.lr / 2), stays=False)]
+        Rung('half as wide again', dict(units=top.units * 3 // 2), stays=False)]
 
 # %% ../nbs/10_frontier.ipynb #77e86ea1
 def ladder(size:str) -> dict:
     "{name of a rung: (HCLMConfig, TrainingConfig)} at the preset `size`, from the bottom up."
     top, training = frontier(size)
-    config = replace(top, cache_slots=0, cache_holds='words', lexicon_words=0, lexicon_first=None, word_layers=1)
+    config = replace(top, cache_slots=0, cache_holds='words', lexicon_words=0, lexicon_first=None, lexicon_hidden=0.0,
+                     word_layers=1)
     models = {}
-    for rung in rungs(top, training):
+    for rung in rungs(top):
         changed = replace(config, **rung.choices)
-        models[rung.name] = changed, replace(training, **rung.training)
+        models[rung.name] = changed, training
         if rung.stays: config = changed
     return models
 
