@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['least_recently_used', 'LanePlan', 'plan_lane', 'room', 'CachePlan', 'plan_cache', 'take_keys', 'key_versions',
-           'hidden_columns', 'read_cache', 'carry_keys', 'additive_scores', 'narrow_layer', 'PointerCache', 'read_keys']
+           'hidden_columns', 'read_cache', 'carry_keys', 'additive_scores', 'PointerCache', 'read_keys']
 
 # %% ../nbs/03_cache.ipynb #30429c2e
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .model import Plan, Source, float32_at_least, of_shape
+from .run1 import gate_layers, narrow_layer
 from .text import PADDING, UNKNOWN
 
 # %% ../nbs/03_cache.ipynb #ff282ca1
@@ -230,12 +231,6 @@ def additive_scores(query, projected, energy, budget=None):
     return float32_at_least(torch.cat(scores, 1)) * _HEADROOM
 
 # %% ../nbs/03_cache.ipynb #988b1b41
-def narrow_layer(units, key_units):
-    "A product that makes keys narrow; its weights start so large that scores are as large as those of wide keys."
-    layer = nn.Linear(units, key_units, bias=False)
-    nn.init.normal_(layer.weight, std=key_units ** -0.5)
-    return layer
-
 class PointerCache(nn.Module):
     """A cache of recent words as a `Source`: gate, query, keys, plan and reading, without a loop.
 
@@ -247,8 +242,7 @@ class PointerCache(nn.Module):
         self.config = config
         units = config.units
         self.key_units = config.key_units or units
-        self.gate = nn.Sequential(nn.Linear(units, units), nn.Tanh(),
-                                  nn.Linear(units, units), nn.Tanh(), nn.Linear(units, 1))
+        self.gate = gate_layers(units)
         self.query = nn.Linear(units, self.key_units)
         if config.score == 'additive':
             self.key = nn.Linear(self.key_units, self.key_units, bias=False)

@@ -12,9 +12,9 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from .cache import PointerCache, narrow_layer
+from .cache import PointerCache
 from .model import Plan, Source, float32_at_least, of_shape
-from .run1 import gate_layers
+from .run1 import gate_layers, narrow_layer
 from .text import PADDING, UNKNOWN
 
 # %% ../nbs/03c_occurrences.ipynb #3dbe1ff7
