@@ -230,6 +230,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'hclm_repro.frontier.ladder': ('frontier.html#ladder', 'hclm_repro/frontier.py'),
                                      'hclm_repro.frontier.ladder_table': ('frontier.html#ladder_table', 'hclm_repro/frontier.py'),
                                      'hclm_repro.frontier.rungs': ('frontier.html#rungs', 'hclm_repro/frontier.py'),
+                                     'hclm_repro.frontier.score_once': ('frontier.html#score_once', 'hclm_repro/frontier.py'),
                                      'hclm_repro.frontier.summary': ('frontier.html#summary', 'hclm_repro/frontier.py'),
                                      'hclm_repro.frontier.tier_table': ('frontier.html#tier_table', 'hclm_repro/frontier.py')},
             'hclm_repro.hat': { 'hclm_repro.hat.ByteAlphabet': ('hat.html#bytealphabet', 'hclm_repro/hat.py'),
