@@ -13,8 +13,8 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
-from .model import Dropout, Plan, Source, float32_at_least, of_shape
-from .run1 import gate_layers, lexicon_entries
+from .model import Dropout, Plan, Source, float32_at_least, gate_layers, of_shape
+from .run1 import lexicon_entries
 
 # %% ../nbs/03b_lexicon.ipynb #50a54d0b
 class Lexicon(nn.Module):

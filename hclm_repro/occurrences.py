@@ -13,8 +13,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .cache import PointerCache
-from .model import Plan, Source, float32_at_least, of_shape
-from .run1 import gate_layers, narrow_layer
+from .model import Plan, Source, float32_at_least, gate_layers, narrow_layer, of_shape
 from .text import PADDING, UNKNOWN
 
 # %% ../nbs/03c_occurrences.ipynb #3dbe1ff7
