@@ -686,6 +686,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'hclm_repro.training.TrainingRun.result': ( 'training.html#trainingrun.result',
                                                                                  'hclm_repro/training.py'),
                                      'hclm_repro.training.TrainingRun.save': ('training.html#trainingrun.save', 'hclm_repro/training.py'),
+                                     'hclm_repro.training.TrainingRun.saving_at_the_end': ( 'training.html#trainingrun.saving_at_the_end',
+                                                                                            'hclm_repro/training.py'),
                                      'hclm_repro.training.TrainingRun.set_aside': ( 'training.html#trainingrun.set_aside',
                                                                                     'hclm_repro/training.py'),
                                      'hclm_repro.training.TrainingRun.show': ('training.html#trainingrun.show', 'hclm_repro/training.py'),
