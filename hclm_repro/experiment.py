@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'register_presets', 'preset', 'Experiment', 'read_parameters', 'Job', 'Progress', 'Worker', 'train_all',
-           'LiveCurve', 'results_folder', 'keep', 'load_records', 'run_name', 'kept_runs', 'plot_bits']
+           'LiveCurve', 'results_folder', 'keep', 'load_records', 'run_name', 'kept_runs', 'best_compressor',
+           'beside_compressor', 'plot_bits']
 
 # %% ../nbs/04d_experiments.ipynb #cae3ec13
 import glob
@@ -406,6 +407,20 @@ def kept_runs(corpus:str, models, preset:str, results=None) -> dict:
             if 'valid' in record: found[model, int(seed)] = record
             else: warnings.warn(f'{name}.json is left out: it is not the record of a training run')
     return found
+
+# %% ../nbs/04d_experiments.ipynb #8902f886
+def best_compressor(corpus:str, results=None) -> tuple:
+    "(name, bits per character of valid) of the best compressor, from the kept record of `corpus`; None without one."
+    name = f'{corpus}-compressors'
+    bpc = load_records(name, results).get(name, {}).get('bpc')
+    return min(bpc.items(), key=lambda row: row[1]) if bpc else None
+
+def beside_compressor(table, corpus:str, column:str='valid bpc', results=None) -> pd.DataFrame:
+    "`table` with the best compressor of `corpus` as its last row; as it is, if no record of it is kept."
+    best = best_compressor(corpus, results)
+    if best is None: return table
+    row = pd.DataFrame({column: f'{best[1]:.3f}'}, index=[f'*{best[0]}, no training*'])
+    return pd.concat([table.astype(object), row]).fillna('')
 
 # %% ../nbs/04d_experiments.ipynb #76b6fcc6
 def plot_bits(table, ax=None, limit:int=24):

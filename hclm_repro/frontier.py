@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TIERS', 'SMALLER', 'tier_table', 'frontier', 'Rung', 'rungs', 'ladder', 'final_models', 'ladder_table',
-           'DynamicEvaluation', 'Learner', 'kind_of_word', 'bits_by_kind', 'summary']
+           'DynamicEvaluation', 'Learner', 'kind_of_word', 'bits_by_kind', 'summary', 'score_once']
 
 # %% ../nbs/10_frontier.ipynb #677ecf6b
 import copy
+import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
@@ -195,4 +196,20 @@ def summary(table:pd.DataFrame, corpus, split:str) -> dict:
     found['known_word_ppl'] = 2 ** (bits[known].sum() / known.sum())
     found['known_words'] = float(known.mean())
     found['by_kind'] = bits_by_kind(table.assign(bits=bits), counts).to_dict()
+    return found
+
+# %% ../nbs/10_frontier.ipynb #c1940e67
+def score_once(models:dict, corpus, rates=(1e-4, 3e-4, 1e-3), words:int=20_000) -> dict:
+    """`summary` of the test text by each of `models` {name: model}; the last one once more with `DynamicEvaluation`,
+    at the one of `rates` that needs the fewest bits for the first `words` of valid. Which rate that was, is in `lr`."""
+    found = {}
+    for name, model in models.items(): found[name] = summary(model.score(corpus.text('test')), corpus, 'test')
+
+    opening = ' '.join(corpus.words('valid')[:words])
+    bits = {lr: model.score(opening, learning=DynamicEvaluation(lr=lr)).bits.sum() for lr in rates}
+    best = min(bits, key=bits.get)
+    started = time.perf_counter()
+    table = model.score(corpus.text('test'), learning=DynamicEvaluation(lr=best))
+    speed = len(table) / (time.perf_counter() - started)
+    found[f'{name} + dynamic evaluation'] = summary(table, corpus, 'test') | dict(lr=best, words_per_second=speed)
     return found
