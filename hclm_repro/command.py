@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ESCAPES', 'DEFAULT_MODEL', 'OPTIONS', 'FIRST', 'COMMANDS', 'EXIT', 'words_of', 'tokens_of', 'write_rows', 'Streams',
-           'loaded', 'progress', 'summary', 'run_score', 'run_generate', 'chosen', 'points', 'finish', 'run_train',
-           'run_adapt', 'brief', 'facts', 'facts_of_run', 'run_info', 'Command', 'parser', 'give_up_writing', 'refusal',
-           'warnings_to', 'own_streams', 'main']
+           'loaded', 'progress', 'bytes_of', 'summary', 'run_score', 'run_generate', 'chosen', 'points', 'finish',
+           'run_train', 'run_adapt', 'brief', 'facts', 'facts_of_run', 'run_info', 'Command', 'parser',
+           'give_up_writing', 'refusal', 'warnings_to', 'own_streams', 'main']
 
 # %% ../nbs/12_command.ipynb #188c06d2
 import argparse
@@ -86,6 +86,12 @@ def progress(name, streams):
     return tqdm(total=os.path.getsize(name) if known else None, unit='B', unit_scale=True, desc=Path(name).name,
                 file=streams.err, disable=not watched)
 
+def bytes_of(table):
+    "How many bytes of text the rows of `table` stand for, the spaces after words among them."
+    letters = ''.join(table.word)
+    spaces = int(table.characters.sum()) - len(letters)
+    return len(letters.encode()) + spaces
+
 def summary(words, sums, seconds):
     "One line about a text of `words` words; `sums`: its `characters`, its `bits` and the `surcharge` among them."
     text = f'{words:,} words, {sums.characters:,.0f} characters, {sums.bits:,.2f} bits'
@@ -96,17 +102,16 @@ def summary(words, sums, seconds):
 # %% ../nbs/12_command.ipynb #72f94f94
 def run_score(options, streams):
     "Write a row for each word of a text: its characters, its bits, and a column for each source."
-    from hclm_repro.text import join_words
     tokens = tokens_of(options.file, streams.stdin)
     model = loaded(options)
     words, sums = 0, 0
     started = time.perf_counter()
     with progress(options.file, streams) as bar:
-        for table, in model.score_tokens([tokens], options.segment):
+        for [table] in model.score_tokens([tokens], options.segment):
             write_rows(table, streams.out, words == 0, options.json)
             words += len(table)
             sums = sums + table[['characters', 'bits', 'surcharge']].sum()
-            bar.update(len(join_words(table.word).encode()))
+            bar.update(bytes_of(table))
     streams.say(summary(words, sums, time.perf_counter() - started))
 
 # %% ../nbs/12_command.ipynb #1f5cbe86
@@ -187,7 +192,7 @@ def facts(model):
     others = ('word', 'characters', 'bits', 'surcharge', 'terminator', 'gate')
     sources = [name for name in model.score('').columns if name not in others]
     return {'class': type(model).__name__,
-            'parameters': f'{model.parameter_count:,}, {bytes_of_weights / 1e6:,.1f} MB',
+            'parameters': f'{model.parameter_count:,}, {bytes_of_weights / 1e6:,.2f} MB',
             'sources': ', '.join(['spelling', *sources]) if sources else 'one',
             'alphabet': f'{len(model.config.alphabet):,} characters'}
 
@@ -230,10 +235,7 @@ OPTIONS = dict(
     temperature=dict(type=float, default=1.0, help='0: the likeliest, 1: as likely as they are (default: %(default)s)'),
     top_p=dict(type=float, default=1.0, help='draw among the likeliest that have this probability (default: %(default)s)'),
     stop=dict(metavar='WORD', help='the word before which to stop'),
-    seed=dict(type=int, default=0, help='of all that is drawn at random (default: %(default)s)'))
-
-# %% ../nbs/12_command.ipynb #4cfbef20
-OPTIONS.update(
+    seed=dict(type=int, default=0, help='of all that is drawn at random (default: %(default)s)'),
     model_class=dict(default='HCLM', help='HCLM, CharLSTM, HAT, ... (default: %(default)s)'),
     preset=dict(default='smoke', help='size and length: tiny, smoke (minutes), quick (ten minutes), ... (default: %(default)s)'),
     epochs=dict(type=int, help='passes over the text, in place of what the preset says'),

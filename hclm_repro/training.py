@@ -24,13 +24,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
+from torch import distributed, nn
 from tqdm.auto import tqdm
 
 from .corpus import Corpus, Lanes, segment_characters
-from .files import (
-    alone_in, cannot, code_version, mend, previous, read_record, read_sealed, write_record, write_sealed)
+from .files import alone_in, cannot, code_version, mend, previous, read_record, read_sealed, write_record, write_sealed
 from .learning import TrainingConfig, Updater, build, curve_bpc, evaluate, expect, learning_rate
 from .machine import demanded_threads, hardware, keep_memory, peak_megabytes, pick_precision, pick_threads
 from .model import LanguageModel, checked, load_pretrained
@@ -513,18 +511,18 @@ def look_ahead(self:TrainingRun):
 @contextlib.contextmanager
 def saving_at_the_end(self:TrainingRun):
     "Inside the `with`, the first Ctrl-C ends the run when its update is complete and saved, a second one at once."
-    before = signal.getsignal(signal.SIGINT)
-    here = threading.current_thread() is threading.main_thread()   # no other may listen
-    if not here or before is not signal.default_int_handler or self.processes > 1:
+    usual = signal.default_int_handler
+    asked = self.processes == 1 and signal.getsignal(signal.SIGINT) is usual
+    if not asked or threading.current_thread() is not threading.main_thread():   # only that one can listen
         yield
         return
 
     def note(*_):
         self.stopping = True
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, usual)
     signal.signal(signal.SIGINT, note)
     try: yield
-    finally: signal.signal(signal.SIGINT, before)
+    finally: signal.signal(signal.SIGINT, usual)
 
 # %% ../nbs/04c_training.ipynb #e388499a
 @patch
@@ -544,7 +542,7 @@ def advance(self:TrainingRun, watch=None):
 def go(self:TrainingRun, watch=None) -> dict:
     "Resume or begin, do what is left, finish. Returns the record."
     self.restore()
-    self.network = DistributedDataParallel(self.model) if self.processes > 1 else self.model
+    self.network = nn.parallel.DistributedDataParallel(self.model) if self.processes > 1 else self.model
     if self.threads is None: self.threads = self.choose_threads()
     self.network.train()
     torch.set_num_threads(self.threads)
