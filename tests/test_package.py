@@ -48,6 +48,9 @@ def test_wheel(copy, tmp_path, settings):
     assert [n for n in names if n.endswith('.dist-info/licenses/LICENSE')]
     assert {f'hclm_repro/{p.name}' for p in (root/'hclm_repro').glob('*.py')} == {n for n in names if n.endswith('.py')}
 
+    scripts, = [n for n in names if n.endswith('.dist-info/entry_points.txt')]
+    assert 'hclm = hclm_repro.command:main' in zipfile.ZipFile(wheel).read(scripts).decode()
+
     installed = tmp_path/'installed'
     done = run('python', '-m', 'pip', 'install', '--no-deps', '--no-index', '--target', installed, wheel, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
