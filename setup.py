@@ -19,5 +19,6 @@ setup(
                  'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     packages=[cfg['lib_path']],
     install_requires=cfg['requirements'].strip().splitlines(),
+    entry_points=dict(console_scripts=cfg['console_scripts'].split()),
     extras_require={'dev': cfg['dev_requirements'].strip().splitlines()},
 )

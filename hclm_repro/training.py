@@ -14,6 +14,8 @@ import json
 import math
 import os
 import shutil
+import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -22,13 +24,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
+from torch import distributed, nn
 from tqdm.auto import tqdm
 
 from .corpus import Corpus, Lanes, segment_characters
-from .files import (
-    alone_in, cannot, code_version, mend, previous, read_record, read_sealed, write_record, write_sealed)
+from .files import alone_in, cannot, code_version, mend, previous, read_record, read_sealed, write_record, write_sealed
 from .learning import TrainingConfig, Updater, build, curve_bpc, evaluate, expect, learning_rate
 from .machine import demanded_threads, hardware, keep_memory, peak_megabytes, pick_precision, pick_threads
 from .model import LanguageModel, checked, load_pretrained
@@ -55,7 +55,7 @@ class TrainingRun:
     """A training run in `folder`: everything that a resumed run needs, and its log. Nothing is read or written yet.
 
     Raises `ValueError` for texts on which it cannot train or be measured."""
-    def __init__(self, model, corpus, config:TrainingConfig, folder, other_code=False):
+    def __init__(self, model, corpus, config:TrainingConfig, folder, other_code=False, origin=None):
         expect(model=(model, LanguageModel), corpus=(corpus, Corpus), config=(config, TrainingConfig))
         self.folder = Path(folder)
         self.checkpoint = self.folder / 'checkpoint.pt'
@@ -67,6 +67,7 @@ class TrainingRun:
         self.parent = os.getppid()
         self.code = code_version(type(model))
         self.other_code = other_code
+        self.origin = origin
         self.identity = self.describe()
         corpus.text('valid')
         self.plan_updates()
@@ -88,11 +89,12 @@ def describe(self:TrainingRun) -> dict:
     "What makes this run this run and no other. The number of threads does not."
     training = asdict(self.config)
     training.pop('threads')
-    return dict(class_name=type(self.model).__name__,
-                model=config_fields(self.model.config),
-                training=training,
-                corpus=self.corpus.name,
-                sha256=self.corpus.sha256)
+    identity = dict(class_name=type(self.model).__name__,
+                    model=config_fields(self.model.config),
+                    training=training,
+                    corpus=self.corpus.name,
+                    sha256=self.corpus.sha256)
+    return dict(identity, origin=self.origin) if self.origin else identity
 
 @patch
 def plan_updates(self:TrainingRun):
@@ -127,6 +129,7 @@ def start_counting(self:TrainingRun):
     self.best = math.inf
     self.best_weights = None
     self.record = None
+    self.stopping = False     # whether somebody has pressed Ctrl-C
     self.pool = None          # of the thread that prepares segments, and what it is at
     self.coming = None
 
@@ -392,7 +395,7 @@ def add_point(self:TrainingRun):
 @patch
 def due(self:TrainingRun) -> bool:
     "Whether it is time to save. Of several processes the first one decides, so that all do the same."
-    late = time.perf_counter() - self.saved > self.config.save_seconds
+    late = self.stopping or time.perf_counter() - self.saved > self.config.save_seconds
     if self.processes == 1: return late
     if self.step % self.config.log_every: return False
     answer = torch.tensor(float(late), device=self.device)
@@ -438,6 +441,7 @@ def after(self:TrainingRun, words, characters, lr, loss, norm, watch=None):
         self.save()
         self.show(watch)
         self.network.train()
+    if self.stopping: raise KeyboardInterrupt
     self.clock = time.perf_counter()
 
 # %% ../nbs/04c_training.ipynb #37080405
@@ -502,6 +506,24 @@ def look_ahead(self:TrainingRun):
     if self.pool is None or place == 0 or following == self.updates: return
     self.coming = self.pool.submit(self.plan, self.lanes[place], self.ledger)
 
+# %% ../nbs/04c_training.ipynb #6373433c
+@patch
+@contextlib.contextmanager
+def saving_at_the_end(self:TrainingRun):
+    "Inside the `with`, the first Ctrl-C ends the run when its update is complete and saved, a second one at once."
+    usual = signal.default_int_handler
+    asked = self.processes == 1 and signal.getsignal(signal.SIGINT) is usual
+    if not asked or threading.current_thread() is not threading.main_thread():   # only that one can listen
+        yield
+        return
+
+    def note(*_):
+        self.stopping = True
+        signal.signal(signal.SIGINT, usual)
+    signal.signal(signal.SIGINT, note)
+    try: yield
+    finally: signal.signal(signal.SIGINT, usual)
+
 # %% ../nbs/04c_training.ipynb #e388499a
 @patch
 def advance(self:TrainingRun, watch=None):
@@ -520,7 +542,7 @@ def advance(self:TrainingRun, watch=None):
 def go(self:TrainingRun, watch=None) -> dict:
     "Resume or begin, do what is left, finish. Returns the record."
     self.restore()
-    self.network = DistributedDataParallel(self.model) if self.processes > 1 else self.model
+    self.network = nn.parallel.DistributedDataParallel(self.model) if self.processes > 1 else self.model
     if self.threads is None: self.threads = self.choose_threads()
     self.network.train()
     torch.set_num_threads(self.threads)
@@ -530,25 +552,27 @@ def go(self:TrainingRun, watch=None) -> dict:
     quiet = self.rank > 0 or bool(os.environ.get('TQDM_DISABLE'))   # tqdm's notebook bar does not look
     bar = tqdm(todo, initial=self.step, total=self.updates, unit='update', desc=self.folder.name,
                disable=quiet, mininterval=1)
-    with self.planner() as self.pool:
+    with self.planner() as self.pool, self.saving_at_the_end():
         for _ in bar: self.advance(watch)
     return self.finish(watch)
 
 # %% ../nbs/04c_training.ipynb #155d1f16
-def train(model, corpus, config:TrainingConfig, folder, watch=None, other_code=False) -> dict:
+def train(model, corpus, config:TrainingConfig, folder, watch=None, other_code=False, origin:str=None) -> dict:
     """Train `model` on `corpus.train` in `folder`, resuming from a checkpoint there. Returns the record.
 
     The weights that did best on valid end up in `model`, which is left in evaluation mode, and in
     `folder/model`; `watch(run)` is called after each evaluation and checkpoint and at the end. `other_code`: take
-    what other code has left in the folder; the record names all code that had a part. From then on the process
-    keeps its memory (`keep_memory`) and the run's number of threads. Under `torchrun` the processes share the
+    what other code has left in the folder; the record names all code that had a part. `origin`: for the record,
+    whose weights the model has before. From then on the process keeps its memory (`keep_memory`) and the run's
+    number of threads. Ctrl-C saves, then raises `KeyboardInterrupt`. Under `torchrun` the processes share the
     lanes, and the folder; the first one evaluates, writes and watches. Raises `ValueError` for arguments that do
     not fit, `OSError` if the folder cannot be used, `FloatingPointError` if a number is not finite any more."""
     checked('folder', folder, str | os.PathLike)
     checked('other_code', other_code, bool)
+    checked('origin', origin, str | None)
     if not (watch is None or callable(watch)):
         raise ValueError(f'watch is {watch!r}; allowed: a function of the run, or None')
-    run = TrainingRun(model, corpus, config, folder, other_code)
+    run = TrainingRun(model, corpus, config, folder, other_code, origin)
     keep_memory()
     own_folder = contextlib.nullcontext()
     if run.rank == 0 and not run.done(): own_folder = alone_in(folder)

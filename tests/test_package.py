@@ -28,6 +28,15 @@ def settings():
 def test_one_version(settings):
     assert f"__version__ = \"{settings['version']}\"" in (root/'hclm_repro/__init__.py').read_text().replace("'", '"')
     assert f"requires-python = \">={settings['min_python']}\"" in (root/'pyproject.toml').read_text()
+    assert f"\nversion: {settings['version']}\n" in (root/'CITATION.cff').read_text()
+    assert f"\n## {settings['version']}" in (root/'CHANGELOG.md').read_text()
+
+
+def test_hooks_have_the_versions_of_the_tests(settings):
+    if not (root/'.pre-commit-config.yaml').exists(): pytest.skip('a source distribution has no hooks')
+    hooks = (root/'.pre-commit-config.yaml').read_text()
+    pins = dict(re.findall(r'^(nbdev|fastcore|execnb)==(\S+)', settings['dev_requirements'], flags=re.M))
+    assert f"rev: {pins['nbdev']} " in hooks and f"[fastcore=={pins['fastcore']}, execnb=={pins['execnb']}]" in hooks
 
 
 def test_wheel(copy, tmp_path, settings):
@@ -38,6 +47,9 @@ def test_wheel(copy, tmp_path, settings):
     names = zipfile.ZipFile(wheel).namelist()
     assert [n for n in names if n.endswith('.dist-info/licenses/LICENSE')]
     assert {f'hclm_repro/{p.name}' for p in (root/'hclm_repro').glob('*.py')} == {n for n in names if n.endswith('.py')}
+
+    scripts, = [n for n in names if n.endswith('.dist-info/entry_points.txt')]
+    assert 'hclm = hclm_repro.command:main' in zipfile.ZipFile(wheel).read(scripts).decode()
 
     installed = tmp_path/'installed'
     done = run('python', '-m', 'pip', 'install', '--no-deps', '--no-index', '--target', installed, wheel, cwd=tmp_path)
