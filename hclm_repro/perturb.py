@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['EDITS', 'BY_CHANCE', 'LEXICON', 'COMPARED', 'RATES', 'eligible', 'perturb', 'compared_models', 'cut_passages',
-           'score_passages', 'read_passages', 'continuation_bits', 'surely_right', 'spelled_right', 'spoil',
-           'spoilt_contexts', 'robustness', 'draw_passages', 'by_passage', 'losses', 'times_as_much', 'verdict',
-           'encoded', 'neighbours']
+           'score_passages', 'read_passages', 'continuation_bits', 'words_right', 'greedy', 'spoil', 'spoilt_contexts',
+           'robustness', 'draw_passages', 'by_passage', 'losses', 'times_as_much', 'verdict', 'encoded', 'neighbours']
 
 # %% ../nbs/07_robustness.ipynb #5a413499
+import copy
 import random
 import re
 from dataclasses import replace
@@ -134,14 +134,14 @@ def score_passages(model, contexts, continuations):
 
 # %% ../nbs/07_robustness.ipynb #db0423df
 def read_passages(model, contexts, continuations):
-    """A row for each passage: `bits` and `bytes` of the continuation, and of the `words` of context and continuation,
-    line ends left out, how many are `surely_right`: columns `words`, `right`, `context_words`, `context_right`."""
+    """A row for each passage: `bits` and `bytes` of the continuation, its `words` and those that are `right`, and of the
+    context `context_words` and `context_right`, line ends left out; see `words_right`."""
     rows = []
     for (before, after), text in zip(score_passages(model, contexts, continuations), continuations):
         row = dict(bits=after.bits.sum(), bytes=len(canonical(text).encode()))
         for start, table in (('', after), ('context_', before)):
             row[f'{start}words'] = int((table.word != LINE_END).sum())
-            row[f'{start}right'] = surely_right(table)
+            row[f'{start}right'] = words_right(table)
         rows.append(row)
     return pd.DataFrame(rows).rename_axis('passage')
 
@@ -150,24 +150,31 @@ def continuation_bits(model, contexts, continuations):
     rows = read_passages(model, contexts, continuations)
     return rows.bits.sum() / rows.bytes.sum()
 
-# %% ../nbs/07_robustness.ipynb #06fcbaad
-def surely_right(table):
+# %% ../nbs/07_robustness.ipynb #d68cec28
+def words_right(table):
     "How many words of a table of `score` have more than half of the probability, line ends left out."
     return int(((table.bits < 1) & (table.word != LINE_END)).sum())
 
-# %% ../nbs/07_robustness.ipynb #9bc720d7
-def spelled_right(model, contexts, continuations):
-    """For each passage, how many words of the continuation are right in every symbol (HAT paper, §4.1): by the speller
-    alone, of models with `words_right`. All contexts have equally many words, and so have all continuations."""
-    rows = _joined(contexts, continuations)
-    state, ledger = model.begin(len(rows))
-    plan, _ = model.prepare(rows, ledger, [None] * len(rows))
-    with evaluating(model) as view: hits, coded, _ = view.words_right(plan.to(model.device), state)
-    right = np.zeros(len(rows) * len(rows[0]), dtype=bool)
-    right[coded[hits].cpu().numpy()] = True
-    is_word = np.array(rows) != LINE_END
-    own = len(split_words(continuations[0]))
-    return (right.reshape(is_word.shape) & is_word)[:, -own:].sum(1)
+def _multiply(by, *parts):
+    "Multiply the weights of layers, or tensors, by a number."
+    for part in parts:
+        for weight in [part] if torch.is_tensor(part) else part.parameters(): weight.data.mul_(by)
+
+def greedy(model, by=1e4):
+    """A copy of `model` that is nearly sure of its likeliest source, and of the likeliest word or symbol of that: logits
+    multiplied by `by`. Raises `ValueError` for a model of which it does not know what decides."""
+    sharp = copy.deepcopy(model)
+    if not isinstance(getattr(sharp, 'output', None), torch.nn.Linear) or getattr(sharp.config, 'score', 'dot') != 'dot':
+        raise ValueError(f'a {type(model).__name__} of this config cannot be made greedy; allowed: models with a linear `output`, '
+                         "and a cache with score 'dot'")
+    _multiply(by, sharp.output)
+    cache, lexicon = getattr(sharp, 'cache', None), getattr(sharp, 'lexicon', None)
+    for source in (cache, lexicon):
+        if source is not None: _multiply(by, source.gate[-1], source.query)
+    if lexicon is not None:
+        _multiply(by, lexicon.words.bias)   # its weights are read with, too
+        if hasattr(lexicon, 'others'): _multiply(by, lexicon.others.bias)
+    return sharp
 
 # %% ../nbs/07_robustness.ipynb #561ca199
 RATES = 0.05, 0.1, 0.2
@@ -213,18 +220,24 @@ def losses(rows, column='bits', size='bytes'):
     return pd.DataFrame({'value': values.sum() / sizes.sum(), 'change': changes.sum() / sizes.sum(), 'low': low, 'high': high})
 
 # %% ../nbs/07_robustness.ipynb #83be7a9a
-def times_as_much(first, second, sizes):
-    """How many times as large the losses `first` are as `second`, arrays `(passages,)` of changes for the worse on the same
-    passages: a dict of both losses divided by `sizes`, their `ratio`, its 95 % interval over passages from `low` to `high`, and
-    the same of the second loss. `ratio`, `low` and `high` are None where the second loss may be nothing."""
-    drawn = draw_passages(len(sizes))
-    loss = drawn @ second / (drawn @ sizes)
-    found = dict(first=first.sum() / sizes.sum(), second=second.sum() / sizes.sum(), ratio=None, low=None, high=None)
-    found['second_low'], found['second_high'] = np.percentile(loss, [2.5, 97.5]).tolist()
-    if found['second_low'] <= 0: return found
-    ratios = (drawn @ first) / (drawn @ second)
-    low, high = np.percentile(ratios, [2.5, 97.5]).tolist()
-    return dict(found, ratio=found['first'] / found['second'], low=low, high=high)
+def _quotients(parts, drawn):
+    "The quotient of sums of `parts` `(passages, 2)`, of all passages and of each draw; None and None if the divisor may be nothing."
+    sums = parts.sum(0)
+    drawn_sums = drawn @ parts
+    if np.percentile(drawn_sums[:, 1], 2.5) <= 0: return None, None
+    return sums[0] / sums[1], drawn_sums[:, 0] / drawn_sums[:, 1]
+
+def times_as_much(first, second):
+    """How many times as large the losses `first` are as `second`: arrays `(passages, 2)` on the same passages, of losses and of
+    what they are divided by. A dict of both quotients of sums, their `ratio`, and its 95 % interval over passages, `low` and
+    `high`. These three are None where the second loss, or a divisor, may be nothing; a quotient with such a divisor is None."""
+    drawn = draw_passages(len(first))
+    loss, losses_drawn = _quotients(first, drawn)
+    other, others_drawn = _quotients(second, drawn)
+    found = dict(first=loss, second=other, ratio=None, low=None, high=None)
+    if loss is None or other is None or np.percentile(others_drawn, 2.5) <= 0: return found
+    low, high = np.percentile(losses_drawn / others_drawn, [2.5, 97.5]).tolist()
+    return dict(found, ratio=loss / other, low=low, high=high)
 
 def verdict(found, claimed=3.0):
     "What a ratio of `times_as_much` says of the claim that it is `claimed`: the end of a sentence."
