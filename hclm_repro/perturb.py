@@ -244,7 +244,7 @@ def verdict(found, claimed=3.0):
     if found['ratio'] is None or found['low'] <= 1 <= found['high']: return 'cannot be decided at this scale'
     if found['high'] < 1: return 'is not reproduced: it is the other way round'
     if found['high'] < claimed: return 'is not reproduced at this scale, though the direction is'
-    return 'is surpassed at this scale' if found['low'] > claimed else 'is reproduced at this scale'
+    return 'is reproduced at this scale, and surpassed' if found['low'] > claimed else 'is reproduced at this scale'
 
 # %% ../nbs/07_robustness.ipynb #24a1665f
 def encoded(model, words):
