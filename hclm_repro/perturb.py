@@ -235,7 +235,7 @@ def times_as_much(first, second):
     loss, losses_drawn = _quotients(first, drawn)
     other, others_drawn = _quotients(second, drawn)
     found = dict(first=loss, second=other, ratio=None, low=None, high=None)
-    if loss is None or other is None or np.percentile(others_drawn, 2.5) <= 0: return found
+    if loss is None or other is None or np.percentile(others_drawn, 2.5) < 1e-6: return found   # less is rounding
     low, high = np.percentile(losses_drawn / others_drawn, [2.5, 97.5]).tolist()
     return dict(found, ratio=loss / other, low=low, high=high)
 
