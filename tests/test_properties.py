@@ -1,7 +1,7 @@
 """Claims about every text, every count, every order of words: hypothesis looks for one that breaks them.
 
 `make test-long` looks at far more, and at other ones each time."""
-import lzma
+import lzma, random
 from collections import OrderedDict
 from dataclasses import fields
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hclm_repro.cache import hidden_columns, plan_cache, plan_lane
 from hclm_repro.corpus import Corpus, Lanes, segment_characters, synthetic
 from hclm_repro.model import MODELS
+from hclm_repro.perturb import EDITS, eligible, perturb
 from hclm_repro.text import (
     DUMMY, LINE_END, PADDING, UNKNOWN, Alphabet, canonical, characters, join_words, quotients, split_words,
     stream_words)
@@ -119,6 +120,43 @@ def test_alphabets(learned, read, least):
     assert all((piece <= alphabet.line_end).tolist() == [False] * (len(piece) - 1) + [True] for piece in pieces)
     assert alphabet.rare(read).tolist() == [word.count(DUMMY) for word in alphabet.replace_rare(read)]
     assert alphabet.replace_rare(alphabet.replace_rare(read)) == alphabet.replace_rare(read)
+
+
+# Perturbed texts
+
+letters = st.text(st.sampled_from('abcdeXYZ019ßﬁŉǆé²١') | character, max_size=8)
+spelled = st.lists(letters | st.sampled_from(['the', 'The', 'other', ' ', '\n', ', ', '_', '-']), max_size=25).map(''.join)
+seeds = st.integers(0, 10**6)
+
+
+@examples(150, 3_000)
+@given(spelled, st.sampled_from(list(EDITS)), st.floats(0, 1), seeds, st.lists(st.sampled_from(['the', 'abc', 'X']), max_size=2))
+def test_perturbed_texts(text, kind, share, seed, protected):
+    spoilt, changes = perturb(text, kind, share, seed, protected)
+    assert perturb(text, kind, share, random.Random(seed), protected)[0] == spoilt     # a function of the seed
+    slots, touched = list(text), set()
+    for change in changes.itertuples():
+        width = len(change.before)
+        places = range(change.position, change.position + width)
+        assert ''.join(slots[i] for i in places) == change.before
+        slots[change.position:change.position + width] = [change.after] if width == 1 else list(change.after)
+        touched |= set(places)
+    assert ''.join(slots) == spoilt
+    assert [len(split_words(line)) for line in spoilt.split('\n')] == [len(split_words(line)) for line in text.split('\n')]
+    assert not [i for i in touched if text[i].isspace()]
+    if kind == 'uppercase': return
+    free = eligible(text, protected)
+    assert all(text[i - 1].isalnum() and text[i].isalnum() and text[i + 1].isalnum() for i in free) and 0 not in free
+    assert changes.position.is_unique and set(changes.position) <= set(free) and len(changes) == int(share * len(free))
+    assert touched <= (set(free) | {i + 1 for i in free} if kind == 'permute' else set(free))
+
+
+@examples(30, 300)
+@given(st.lists(st.sampled_from(['reading', 'letters', 'misspelt']), min_size=12, max_size=20).map(' '.join), seeds)
+def test_perturbations_are_drawn(text, seed):
+    for kind in EDITS:
+        found = {perturb(text, kind, 0.5, seed + i)[0] for i in range(4)}
+        assert len(found) == 1 if kind == 'uppercase' else len(found) > 1
 
 
 # Lanes
