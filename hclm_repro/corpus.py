@@ -172,6 +172,7 @@ def compressors() -> dict:
     if find_spec('pyppmd'): found['PPMd -12'] = _ppmd   # contexts of up to 12 bytes
     return found
 
+# %% ../nbs/01b_corpora.ipynb #53234965
 def compressor_bits(text:str) -> dict:
     "Code length in bits of `text` by general compressors, with nothing but the text itself."
     data = text.encode()

@@ -563,6 +563,7 @@ class Dropout(nn.Dropout):
         kept = drawn[:x.numel()].view(x.shape) >= round(self.p * (1 << 16)) - (1 << 15)
         return x * kept.to(x.dtype).mul_(1 / (1 - self.p))   # filling where a mask is random is slower
 
+# %% ../nbs/01c_model.ipynb #54dcb42c
 def gate_layers(units):
     "From a context to the logit of a gate (K17 §2.3)."
     return nn.Sequential(
