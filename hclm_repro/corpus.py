@@ -157,8 +157,7 @@ def segment_characters(segment) -> int:
 # %% ../nbs/01b_corpora.ipynb #f0d41863
 def _zstd(data):
     import zstandard
-    settings = zstandard.ZstdCompressionParameters.from_level(22, window_log=27)   # looks back 128 MB
-    return zstandard.ZstdCompressor(compression_params=settings).compress(data)
+    return zstandard.ZstdCompressor(level=22).compress(data)   # looks back 128 MB
 
 def _ppmd(data):
     import pyppmd
@@ -172,11 +171,9 @@ def compressors() -> dict:
     if find_spec('pyppmd'): found['PPMd -12'] = _ppmd   # contexts of up to 12 bytes
     return found
 
-# %% ../nbs/01b_corpora.ipynb #53234965
 def compressor_bits(text:str) -> dict:
     "Code length in bits of `text` by general compressors, with nothing but the text itself."
-    data = text.encode()
-    return {name: 8 * len(compress(data)) for name, compress in compressors().items()}
+    return {name: 8 * len(compress(text.encode())) for name, compress in compressors().items()}
 
 def compressor_quotients(corpus:Corpus, split='valid') -> dict:
     "Quotients of compressors on a split: the text alone, and with train seen (both together less train)."
@@ -185,8 +182,7 @@ def compressor_quotients(corpus:Corpus, split='valid') -> dict:
     bits = compressor_bits(text)
     train = compressor_bits(corpus.train)
     together = compressor_bits(corpus.train + text)
-    for name in train:
-        bits[f'{name}, train seen'] = together[name] - train[name]
+    for name in train: bits[f'{name}, train seen'] = together[name] - train[name]
     return {name: quotients(total, counts) for name, total in bits.items()}
 
 # %% ../nbs/01b_corpora.ipynb #6a6c92ce

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['RESETS', 'MODELS', 'READ_AT_ONCE', 'option', 'Config', 'checked', 'checked_texts', 'describe', 'ModelConfig',
-           'CacheConfig', 'Predictions', 'Source', 'log_shares', 'mix', 'Plan', 'of_shape', 'LanguageModel', 'restarts',
-           'evaluating', 'sum_by_word', 'float32_at_least', 'symbol_nats', 'randomise', 'total_probability', 'Sampler',
-           'draw_word', 'load_pretrained', 'lstm_steps', 'Dropout', 'gate_layers', 'narrow_layer', 'uniform_weights']
+           'CacheConfig', 'Predictions', 'Source', 'gate_layers', 'narrow_layer', 'log_shares', 'mix', 'Plan',
+           'of_shape', 'LanguageModel', 'restarts', 'evaluating', 'sum_by_word', 'float32_at_least', 'symbol_nats',
+           'randomise', 'total_probability', 'Sampler', 'draw_word', 'load_pretrained', 'lstm_steps', 'Dropout',
+           'uniform_weights']
 
 # %% ../nbs/01c_model.ipynb #e93ba3aa
 import contextlib
@@ -148,6 +149,17 @@ class Source:
     log_p: torch.Tensor          # log probability that it says the word; any finite value where it cannot
     says: torch.Tensor           # whether it can say the word
     available: torch.Tensor      # whether it can say any word here
+
+def gate_layers(units):
+    "From a context to the logit of a gate (K17 §2.3)."
+    hidden = [nn.Linear(units, units), nn.Tanh(), nn.Linear(units, units), nn.Tanh()]
+    return nn.Sequential(*hidden, nn.Linear(units, 1))
+
+def narrow_layer(units, key_units):
+    "A product that makes keys narrow; its weights start so large that scores are as large as those of wide keys."
+    layer = nn.Linear(units, key_units, bias=False)
+    nn.init.normal_(layer.weight, std=key_units ** -0.5)
+    return layer
 
 # %% ../nbs/01c_model.ipynb #738f3c5b
 def log_shares(sources):
@@ -562,20 +574,6 @@ class Dropout(nn.Dropout):
         drawn = torch.randint(-1 << 63, (1 << 63) - 1, (x.numel() // 4 + 1,)).view(torch.int16)
         kept = drawn[:x.numel()].view(x.shape) >= round(self.p * (1 << 16)) - (1 << 15)
         return x * kept.to(x.dtype).mul_(1 / (1 - self.p))   # filling where a mask is random is slower
-
-# %% ../nbs/01c_model.ipynb #54dcb42c
-def gate_layers(units):
-    "From a context to the logit of a gate (K17 §2.3)."
-    return nn.Sequential(
-        nn.Linear(units, units), nn.Tanh(),
-        nn.Linear(units, units), nn.Tanh(),
-        nn.Linear(units, 1))
-
-def narrow_layer(units, key_units):
-    "A product that makes keys narrow; its weights start so large that scores are as large as those of wide keys."
-    layer = nn.Linear(units, key_units, bias=False)
-    nn.init.normal_(layer.weight, std=key_units ** -0.5)
-    return layer
 
 def uniform_weights(model, bound):
     "Draw all weights of `model` uniformly from ±`bound`, unless that is None (K17 §4: 0.08)."
