@@ -357,6 +357,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'hclm_repro.machine.few_calls': ('machine.html#few_calls', 'hclm_repro/machine.py'),
                                     'hclm_repro.machine.hardware': ('machine.html#hardware', 'hclm_repro/machine.py'),
                                     'hclm_repro.machine.keep_memory': ('machine.html#keep_memory', 'hclm_repro/machine.py'),
+                                    'hclm_repro.machine.multiplies_bf16': ('machine.html#multiplies_bf16', 'hclm_repro/machine.py'),
                                     'hclm_repro.machine.peak_megabytes': ('machine.html#peak_megabytes', 'hclm_repro/machine.py'),
                                     'hclm_repro.machine.pick_device': ('machine.html#pick_device', 'hclm_repro/machine.py'),
                                     'hclm_repro.machine.pick_precision': ('machine.html#pick_precision', 'hclm_repro/machine.py'),

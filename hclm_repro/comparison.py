@@ -48,7 +48,7 @@ _WT2 = dict(segment_words=64, lanes=8, lr=1e-3)
 _SMOKE = dict(segment_words=64, lanes=8, lr=3e-3,
               word_budget=205_000, dropout=0.0)
 _QUICK = dict(segment_words=64, lanes=8, lr=2e-3,
-              word_budget=1_000_000, dropout=0.0, precision='bf16')
+              word_budget=1_000_000, dropout=0.0, precision='fast')
 
 register_presets('HAT', dict(
     tiny=dict(_TINY, units=32, layers=1, heads=2, context_words=8,

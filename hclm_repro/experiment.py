@@ -47,7 +47,7 @@ PRESETS = dict(
 # %% ../nbs/04d_experiments.ipynb #351f9761
 PRESETS.update(
     wt2=dict(meaning='our best size for WikiText-2', units=256, segment_words=35, cache_slots=800, dropout=0.1,
-             lanes=32, epochs=3, word_budget=None, lr=4e-3, evaluations=6, curve_words=40_000, precision='bf16'),
+             lanes=32, epochs=3, word_budget=None, lr=4e-3, evaluations=6, curve_words=40_000, precision='fast'),
     run1=dict(_WANG, meaning='Run 1 of Wang (2025)', units=256, segment_words=10, cache_reset='segment',
               state_reset='segment', schedule='constant'),
     run2=dict(_WANG, meaning='Run 2 of Wang (2025)', units=512, segment_words=35, cache_reset='epoch',
@@ -59,9 +59,11 @@ PRESETS.update(
     frontier=dict(meaning='the best that two cores can train in about an hour (chapter 10)', units=256, segment_words=35,
                   word_layers=2, cache_slots=2000, cache_holds='occurrences', lexicon_words=33_000, lexicon_first=10_000,
                   lexicon_hidden=0.5, dropout=0.3, lanes=32, epochs=4, word_budget=None, lr=4e-3, evaluations=8,
-                  curve_words=40_000, precision='bf16'))
+                  curve_words=40_000, precision='fast'))
 PRESETS['rung'] = dict(PRESETS['frontier'], meaning='a rung of the ladder of chapter 10: a quarter of an epoch',
                        dropout=0.1, epochs=None, word_budget=500_000, evaluations=4)
+PRESETS['shipped'] = dict(PRESETS['frontier'], meaning='the model that comes with the package: eight megabytes in half precision',
+                          units=224, lexicon_words=22_000, lexicon_first=4_000, dropout=0.2, epochs=3)
 
 _OWN = {}   # model -> preset -> choices that differ for this model
 

@@ -33,8 +33,8 @@ class TrainingConfig(Config):
     warmup: float = option(0.05, at_least=0, at_most=1, doc='share of the updates in which the rate rises (cosine)')
     weight_decay: float = option(0.01, at_least=0, doc='share of a weight, times the rate, taken off each update')
     clip: float = option(1.0, above=0, doc='largest norm of the gradient of nats per character; scaled down above')
-    precision: str = option('auto', 'auto', 'fp32', 'bf16', 'fp16', doc='of matrix products; auto: bf16 on cards '
-                            'that have it, else fp32')
+    precision: str = option('auto', 'auto', 'fast', 'fp32', 'bf16', 'fp16', doc='of matrix products; fast: bf16 where '
+                            'the device multiplies it, else fp32; auto: fast on a card, fp32 on a CPU')
     threads: int | None = option(None, at_least=1, doc='processor threads; None: OMP_NUM_THREADS, or chosen by the work')
     min_count: int = option(25, at_least=1, doc='occurrences in train that a character of the alphabet has (K17 §3: 25)')
     seed: int = option(0, at_least=0, at_most=2 ** 63 - 1, doc='of the weights, of dropout and of the samples')

@@ -41,7 +41,8 @@ def variants(cls):
     if 'cache_slots' in names: found += [dict(cache_slots=0), dict(cache_slots=None), dict(key_units=3)]
     if 'lexicon_words' in names:
         found += [dict(word_layers=2), dict(lexicon_words=6), dict(lexicon_words=6, lexicon_first=2, cache_slots=0),
-                  dict(lexicon_words=6, lexicon_first=1, cache_holds='occurrences', cache_slots=None, key_units=3)]
+                  dict(lexicon_words=6, lexicon_first=1, cache_holds='occurrences', cache_slots=None, key_units=3,
+                       lexicon_hidden=0.5)]
     return found
 
 
