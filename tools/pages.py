@@ -10,7 +10,8 @@ from typing import NamedTuple
 import nbformat
 from jinja2 import pass_context
 from latex2mathml.converter import convert as mathml
-from nbconvert import HTMLExporter
+from nbconvert import TemplateExporter
+from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.styles import get_style_by_name
 from pygments.token import STANDARD_TYPES
@@ -203,14 +204,19 @@ class Renderer(IPythonRenderer):
     def block_math(self, body): return f'<span class="scroll">{mathml(body, display="block")}</span>'
 
 
-class PageExporter(HTMLExporter):
-    "Exports the notebooks of one book, which its pages link to each other."
+class PageExporter(TemplateExporter):
+    """Exports the notebooks of one book, whose pages link to each other.
+
+    nbconvert's HTMLExporter would parse each page once more and give it addresses of scripts in the network.
+    """
+    file_extension = '.html'
+    output_mimetype = 'text/html'
+
     def __init__(self, pages, notebooks):
-        super().__init__(
-            config=Config({'ExtractOutputPreprocessor': {'enabled': True}}), template_name='pages',
-            extra_template_basedirs=[str(template.parent)], exclude_input_prompt=True, exclude_output_prompt=True,
-            optimistic_validation=True)
-        self.register_filter('without_style', lambda text: re.sub(r'<style.*?</style>\n?', '', text, flags=re.S))
+        kinds = ['text/html', 'text/markdown', 'image/svg+xml', 'image/png', 'image/jpeg', 'text/plain']
+        config = Config({'ExtractOutputPreprocessor': {'enabled': True}, 'NbConvertBase': {'display_data_priority': kinds}})
+        super().__init__(config=config, template_name='pages', extra_template_basedirs=[str(template.parent)],
+                         exclude_input_prompt=True, exclude_output_prompt=True, optimistic_validation=True)
         self.pages = pages
         self.defined = [definitions(page, nb) for page, nb in zip(pages, notebooks)]
         self.terms = {}
@@ -232,6 +238,12 @@ class PageExporter(HTMLExporter):
         name = Path(path).stem
         if name in [other.name for other in self.pages]: return f'{name}.html{mark}{anchor}'
         raise ValueError(f'{page.name}.ipynb links to {url}; allowed: {", ".join(p.name for p in self.pages)}, and their anchors')
+
+    def default_filters(self):
+        yield from super().default_filters()
+        yield 'highlight_code', Highlight2HTML(parent=self)
+        yield 'markdown2html', self.markdown2html
+        yield 'without_style', lambda text: re.sub(r'<style.*?</style>\n?', '', text, flags=re.S)
 
     @pass_context
     def markdown2html(self, context, source):
