@@ -87,15 +87,16 @@ def module_of(nb):
 def is_exported(cell): return cell.cell_type == 'code' and 'export' in directives(cell)
 
 
-def names_of(node):
-    "The names that a statement defines; a method is named after its class."
-    if isinstance(node, ast.Assign): return [target.id for target in node.targets if isinstance(target, ast.Name)]
-    if isinstance(node, ast.ClassDef):
-        methods = [part.name for part in node.body if isinstance(part, ast.FunctionDef)]
-        return [node.name, *(f'{node.name}.{method}' for method in methods)]
-    if not isinstance(node, ast.FunctionDef): return []
-    patches = any('patch' in ast.unparse(decorator) for decorator in node.decorator_list)
-    return [f'{ast.unparse(node.args.args[0].annotation)}.{node.name}' if patches else node.name]
+def named(node):
+    "`{name: docstring}` of what a statement defines; a method is named after its class."
+    if isinstance(node, ast.Assign): return {target.id: '' for target in node.targets if isinstance(target, ast.Name)}
+    if not isinstance(node, (ast.ClassDef, ast.FunctionDef)): return {}
+    owner = node.name
+    if any('patch' in ast.unparse(decorator) for decorator in node.decorator_list):
+        owner = f'{ast.unparse(node.args.args[0].annotation)}.{node.name}'
+    methods = [part for part in node.body if isinstance(node, ast.ClassDef) and isinstance(part, ast.FunctionDef)]
+    parts = {f'{owner}.{method.name}': method for method in methods}
+    return {name: ast.get_docstring(part) or '' for name, part in ({owner: node} | parts).items()}
 
 
 def definitions(page, nb):
@@ -103,8 +104,8 @@ def definitions(page, nb):
     found = {}
     for cell in filter(is_exported, nb.cells):
         for node in ast.parse(cell.source).body:
-            docstring = ast.get_docstring(node) if isinstance(node, (ast.ClassDef, ast.FunctionDef)) else None
-            for name in names_of(node): found.setdefault(name, Definition(page.name, f'cell-id={cell.id}', docstring or ''))
+            for name, docstring in named(node).items():
+                found.setdefault(name, Definition(page.name, f'cell-id={cell.id}', docstring))
     return found
 
 
@@ -284,7 +285,8 @@ def search_index(pages, sections, defined):
     entries = []
     for number, names in enumerate(defined):
         entries += [[number, s['anchor'], s['title'], s['text'].strip()] for s in sections[number] if s['title'] or s['text'].strip()]
-        entries += [[number, found.cell, name, ' '.join(found.docstring.split())] for name, found in names.items()]
+        public = {name: found for name, found in names.items() if not re.search(r'(^|\.)_', name)}
+        entries += [[number, found.cell, name, ' '.join(found.docstring.split())] for name, found in public.items()]
     titles = [[page.name, f'{page.number} {page.title}'.strip()] for page in pages]
     return f'const book = {json.dumps({"pages": titles, "sections": entries}, ensure_ascii=False)};\n'
 

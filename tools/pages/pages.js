@@ -46,8 +46,8 @@ function make(tag, ...parts) {
 // The text around the first of the words, which are marked.
 function excerpt(text, words) {
   const places = words.map(word => text.toLowerCase().indexOf(word)).filter(place => place >= 0);
-  const start = Math.max(0, Math.min(...places, text.length) - 60);
-  const piece = (start ? '… ' : '') + text.slice(start, start + 220) + (start + 220 < text.length ? ' …' : '');
+  const start = text.lastIndexOf(' ', Math.min(...places, text.length) - 60) + 1, end = text.indexOf(' ', start + 220);
+  const piece = (start ? '… ' : '') + (end < 0 ? text.slice(start) : `${text.slice(start, end)} …`);
   const pattern = new RegExp(`(${words.map(word => word.replace(/[^\p{L}\p{N}\s]/gu, '\\$&')).join('|')})`, 'i');
   return make('p', ...piece.split(pattern).map((part, i) => i % 2 ? make('mark', part) : part));
 }
