@@ -119,6 +119,9 @@ def glossary(nb):
     return {term: meaning for row, meaning in meanings.items() for term in re.findall(r'\*(.+?)\*', row)}
 
 
+def anchor_of(term): return f'term-{term.replace(" ", "-")}'
+
+
 def plain(text):
     "HTML as plain text in one line."
     return ' '.join(unescape(re.sub(r'<[^>]*>', '', text)).split())
@@ -163,6 +166,12 @@ def prepared(nb):
     return nb
 
 
+def formula(tex, display='inline'):
+    "The MathML of `tex`. The name of a function has a thin space behind it, but not before a parenthesis, as TeX sets it."
+    function = r'<mi>(\w{2,})</mi>(?!<mo[^>]*>&#x00028;)'
+    return re.sub(function, r'<mo lspace="0" rspace="0.17em">\1</mo>', mathml(tex, display=display))
+
+
 class Renderer(IPythonRenderer):
     "nbconvert's HTML of Markdown, with links between the pages and with formulas that need no script."
     def __init__(self, exporter, resources, source, **options):
@@ -182,7 +191,7 @@ class Renderer(IPythonRenderer):
     def emphasis(self, text):
         "A term of the glossary is linked to it; in the glossary it is the target."
         term = text if text in self.exporter.terms else text.removesuffix('s')
-        anchor = f'term-{term.replace(" ", "-")}'
+        anchor = anchor_of(term)
         if self.defines.pop(term, None): return f'<em id="{anchor}">{text}</em>'
         meaning = self.exporter.terms.get(term)
         if not meaning: return super().emphasis(text)
@@ -200,9 +209,9 @@ class Renderer(IPythonRenderer):
 
     def table(self, text): return f'<div class="scroll"><table>{text}</table></div>\n'
 
-    def inline_math(self, body): return mathml(body)
+    def inline_math(self, body): return formula(body)
 
-    def block_math(self, body): return f'<span class="scroll">{mathml(body, display="block")}</span>'
+    def block_math(self, body): return f'<span class="scroll">{formula(body, display="block")}</span>'
 
 
 class PageExporter(TemplateExporter):
@@ -220,7 +229,7 @@ class PageExporter(TemplateExporter):
                          exclude_input_prompt=True, exclude_output_prompt=True, optimistic_validation=True)
         self.pages = pages
         self.defined = [definitions(page, nb) for page, nb in zip(pages, notebooks)]
-        self.terms = {}
+        self.glossary_page, self.terms = '', {}
         for page, nb in zip(pages, notebooks):
             if glossary(nb): self.glossary_page, self.terms = page.name, glossary(nb)
 
@@ -280,10 +289,12 @@ def style():
     return '\n'.join([(template/'pages.css').read_text(encoding='utf-8'), *rules, ''])
 
 
-def search_index(pages, sections, defined):
-    "What the search looks through, as a script: `[page, anchor, title, text]` of every section and of every name."
-    entries = []
-    for number, names in enumerate(defined):
+def search_index(exporter, sections):
+    "What the search looks through, as a script: `[page, anchor, title, text]` of every section, name and term."
+    pages, entries = exporter.pages, []
+    for number, names in enumerate(exporter.defined):
+        terms = exporter.terms if pages[number].name == exporter.glossary_page else {}
+        entries += [[number, anchor_of(term), term, meaning] for term, meaning in terms.items()]
         entries += [[number, s['anchor'], s['title'], s['text'].strip()] for s in sections[number] if s['title'] or s['text'].strip()]
         public = {name: found for name, found in names.items() if not re.search(r'(^|\.)_', name)}
         entries += [[number, found.cell, name, ' '.join(found.docstring.split())] for name, found in public.items()]
@@ -302,7 +313,7 @@ def build(nbs, out):
         made[f'{pages[number].name}.html'], found, figures = exporter.export(number, nb, nbs)
         made |= figures
         sections.append(found)
-    made |= {'search.js': search_index(pages, sections, exporter.defined), 'pages.css': style(),
+    made |= {'search.js': search_index(exporter, sections), 'pages.css': style(),
              'pages.js': (template/'pages.js').read_text(encoding='utf-8')}
 
     new = out.with_name(f'.{out.name}.new')
