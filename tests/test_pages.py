@@ -94,8 +94,9 @@ def test_hidden_cells_are_absent(path, book, found):
 
 def test_search_finds(book, found):
     index = index_of(book)
-    for page, anchor, title, _ in index['sections']: assert anchor in found[f'{index["pages"][page][0]}.html'].ids, title
-    about = {index['pages'][page][0] for page, _, title, text in index['sections'] if 'cache' in f'{title} {text}'.lower()}
+    names = [name for name, _ in index['pages']]
+    for page, anchor, title, _ in index['sections']: assert anchor in found[f'{names[page]}.html'].ids, title
+    about = {names[page] for page, _, title, text in index['sections'] if 'cache' in f'{title} {text}'.lower()}
     assert {'00_idea', '02_run1', '03_cache'} <= about
     assert [title for _, _, title, _ in index['sections']].count('PointerCache') == 1
 
@@ -117,7 +118,8 @@ def small(tmp_path):
     def made(*cells):
         nbs = tmp_path/'nbs'
         nbs.mkdir()
-        write(v4.new_notebook(cells=[v4.new_markdown_cell('# Small\n\n| 01 | [One](01_one.ipynb) | why |')]), nbs/'index.ipynb')
+        index = v4.new_markdown_cell('# Small\n\n| 01 | [One](01_one.ipynb) | why |')
+        write(v4.new_notebook(cells=[index]), nbs/'index.ipynb')
         write(v4.new_notebook(cells=[v4.new_markdown_cell('# One'), *cells]), nbs/'01_one.ipynb')
         pages.main(tmp_path/'out', nbs)
         return (tmp_path/'out/01_one.html').read_text(encoding='utf-8')
@@ -126,12 +128,17 @@ def small(tmp_path):
 
 def test_directives(small):
     text = small(
-        v4.new_code_cell('#| hide\nsecret'), v4.new_code_cell('#| echo: false\nplot(title="A curve")', outputs=[figure, widget]),
-        v4.new_code_cell('#| default_exp one'), v4.new_code_cell('#| export\nWIDTH = 3'), v4.new_markdown_cell('So `WIDTH` is known.'),
-        v4.new_code_cell('#| code-fold: true\n#| code-summary: Solution\nanswer'), v4.new_markdown_cell('$x_1$'))
+        v4.new_code_cell('#| hide\nsecret'),
+        v4.new_code_cell('#| echo: false\nplot(title="A curve")', outputs=[figure, widget]),
+        v4.new_code_cell('#| default_exp one'),
+        v4.new_code_cell('#| export\nWIDTH = 3'),
+        v4.new_markdown_cell('So `WIDTH` is known, and $x_1$.'),
+        v4.new_code_cell('#| code-fold: true\n#| code-summary: Solution\nanswer'),
+        v4.new_markdown_cell('<details><summary>In words</summary>\n\nYes.\n\n</details>'))
     for absent in ('secret', 'plot', 'default_exp', 'interactive', '#|', '$'): assert absent not in text, absent
     assert 'alt="Figure: A curve"' in text and 'hclm_repro.one</div>' in text
     assert '<summary>Solution</summary>' in text and '<math' in text
+    assert '<p>Yes.</p>\n</details>' in text
     assert 'title=""><code>WIDTH</code></a>' in text
 
 
@@ -140,7 +147,8 @@ def error(kind): return v4.new_output('error', ename=kind, evalue='too bad', tra
 
 @pytest.mark.parametrize('cell, words', [
     (v4.new_code_cell('1 / 0', outputs=[error('ZeroDivisionError')]), ['01_one.ipynb', 'ZeroDivisionError']),
-    (v4.new_markdown_cell('[two](02_two.ipynb)'), ['01_one.ipynb', '02_two.ipynb'])], ids=['error', 'link'])
+    (v4.new_markdown_cell('[two](02_two.ipynb)'), ['01_one', '02_two.ipynb']),
+    (v4.new_markdown_cell('$\\unheard$'), ['01_one', 'unheard'])], ids=['error', 'link', 'formula'])
 def test_what_is_wrong_is_named(cell, words, small, tmp_path):
     with pytest.raises(SystemExit) as stopped: small(cell)
     assert not [word for word in [*words, '; allowed: '] if word not in stopped.value.code], stopped.value.code

@@ -1,6 +1,7 @@
-"""Build the book as pages of HTML, from the outputs that the notebooks store: `pages.py [FOLDER [NOTEBOOKS]]`, `_book` by default.
+"""Make the pages of the book: `pages.py [FOLDER [NOTEBOOKS]]`, from `nbs` to `_book` by default.
 
-Nothing is executed, and a page loads nothing from a network. nbconvert makes the pages by the template in `tools/pages/`.
+nbconvert makes them by the template in `tools/pages/`, from the outputs that the notebooks store. Nothing is executed,
+and a page loads nothing from a network.
 """
 import ast, json, os, re, shutil, sys
 from html import escape, unescape
@@ -37,18 +38,19 @@ class Definition(NamedTuple):
     docstring: str
 
 
-# Reading
+def brief(error): return ' '.join(str(error).split())[:100]
+
 
 def read(path):
     "The notebook at `path`. A ValueError names the file that is no notebook or stopped with an error."
     try: nb = nbformat.read(path, as_version=4)
     except (ValueError, AttributeError, nbformat.ValidationError) as error:
-        raise ValueError(f'{path.name} cannot be read as a notebook ({str(error)[:80]}); allowed: notebooks of format 4') from None
+        raise ValueError(f'{path.name} is no notebook ({brief(error)}); allowed: notebooks of format 4') from None
     for number, cell in enumerate(nb.cells):
         for output in cell.get('outputs', []):
             if output.output_type != 'error': continue
-            raise ValueError(f'cell {number} of {path.name} stopped with {output.ename}: {output.evalue}; '
-                             'allowed: chapters that ran to their end')
+            raise ValueError(f'cell {number} of {path.name} stopped with {output.ename} ({brief(output.evalue)}); '
+                             'allowed: cells that ran to their end')
     return nb
 
 
@@ -60,9 +62,13 @@ def as_notebook(path):
 
 
 def read_book(nbs):
-    "Pages and notebooks of the book in its order, which is that of the list in index.ipynb; then the files it links to."
+    """The pages of the book and their notebooks: the index, the chapters it lists, and the files that they link to.
+
+    A ValueError says which chapters are not listed, or listed but not there.
+    """
     found = {path.stem: read(path) for path in sorted(nbs.glob('[!_.]*.ipynb'))}
-    index = ''.join(cell.source for cell in found['index'].cells)
+    if 'index' not in found: raise ValueError(f'{nbs} has no index.ipynb; allowed: a folder of chapters with an index')
+    index = '\n'.join(cell.source for cell in found['index'].cells)
     listed = re.findall(r'^\| (\w+) \| \[(.+?)\]\((\w+)\.ipynb\)', index, flags=re.M)
     pages = [Page('index', '', 'Overview'), *(Page(name, number, title) for number, title, name in listed)]
     names = [page.name for page in pages]
@@ -75,8 +81,6 @@ def read_book(nbs):
     pages += [Page(path.stem, '', path.name) for path in files]
     return pages, [found[name] for name in names] + [as_notebook(path) for path in files]
 
-
-# What names and terms mean
 
 def module_of(nb):
     "The module that a notebook exports, or None."
@@ -91,22 +95,22 @@ def named(node):
     "`{name: docstring}` of what a statement defines; a method is named after its class."
     if isinstance(node, ast.Assign): return {target.id: '' for target in node.targets if isinstance(target, ast.Name)}
     if not isinstance(node, (ast.ClassDef, ast.FunctionDef)): return {}
-    owner = node.name
+    name, methods = node.name, []
+    if isinstance(node, ast.ClassDef): methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
     if any('patch' in ast.unparse(decorator) for decorator in node.decorator_list):
-        owner = f'{ast.unparse(node.args.args[0].annotation)}.{node.name}'
-    methods = [part for part in node.body if isinstance(node, ast.ClassDef) and isinstance(part, ast.FunctionDef)]
-    parts = {f'{owner}.{method.name}': method for method in methods}
-    return {name: ast.get_docstring(part) or '' for name, part in ({owner: node} | parts).items()}
+        name = f'{ast.unparse(node.args.args[0].annotation)}.{name}'
+    told = {name: ast.get_docstring(node) or ''}
+    return told | {f'{name}.{method.name}': ast.get_docstring(method) or '' for method in methods}
 
 
 def definitions(page, nb):
-    "`{name: Definition}` of what the cells of a notebook export."
+    "`{name: Definition}` of the public names that the cells of a notebook export."
     found = {}
     for cell in filter(is_exported, nb.cells):
         for node in ast.parse(cell.source).body:
             for name, docstring in named(node).items():
                 found.setdefault(name, Definition(page.name, f'cell-id={cell.id}', docstring))
-    return found
+    return {name: definition for name, definition in found.items() if not re.search(r'(^|\.)_', name)}
 
 
 def is_glossary(source): return '\n## Glossary\n' in f'\n{source}\n'
@@ -114,9 +118,12 @@ def is_glossary(source): return '\n## Glossary\n' in f'\n{source}\n'
 
 def glossary(nb):
     "`{term: meaning}` of the rows of the glossary, if the notebook has one."
-    rows = [row for cell in nb.cells if is_glossary(cell.source) for row in re.findall(r'^\| (\*.+)\|$', cell.source, flags=re.M)]
-    meanings = {row: re.sub(r' \(\[.*|[*`]', '', row.partition(' | ')[2]).strip() for row in rows}
-    return {term: meaning for row, meaning in meanings.items() for term in re.findall(r'\*(.+?)\*', row)}
+    source = '\n'.join(cell.source for cell in nb.cells if is_glossary(cell.source))
+    found = {}
+    for row in re.findall(r'^\| (\*.+)\|$', source, flags=re.M):
+        meaning = re.sub(r' \(\[.*|[*`]', '', row.partition(' | ')[2]).strip()
+        found |= dict.fromkeys(re.findall(r'\*(.+?)\*', row), meaning)
+    return found
 
 
 def anchor_of(term): return f'term-{term.replace(" ", "-")}'
@@ -126,8 +133,6 @@ def plain(text):
     "HTML as plain text in one line."
     return ' '.join(unescape(re.sub(r'<[^>]*>', '', text)).split())
 
-
-# From a notebook to a page
 
 def alternative(source, section):
     "What a figure shows, in words: `#| fig-alt`, or the titles and labels that its code gives, or the section."
@@ -166,12 +171,6 @@ def prepared(nb):
     return nb
 
 
-def formula(tex, display='inline'):
-    "The MathML of `tex`. The name of a function has a thin space behind it, but not before a parenthesis, as TeX sets it."
-    function = r'<mi>(\w{2,})</mi>(?!<mo[^>]*>&#x00028;)'
-    return re.sub(function, r'<mo lspace="0" rspace="0.17em">\1</mo>', mathml(tex, display=display))
-
-
 class Renderer(IPythonRenderer):
     "nbconvert's HTML of Markdown, with links between the pages and with formulas that need no script."
     def __init__(self, exporter, resources, source, **options):
@@ -180,38 +179,54 @@ class Renderer(IPythonRenderer):
         self.defines = dict(exporter.terms) if is_glossary(source) else {}
 
     def link(self, text, url, title=None):
-        return super().link(re.sub(r'</?a\b[^>]*>', '', text), self.exporter.address(url, self.resources['page']), title)
+        inner = re.sub(r'</?a\b[^>]*>', '', text)
+        return super().link(inner, self.exporter.address(url, self.resources['page']), title)
 
     def codespan(self, text):
         found = self.exporter.definition(text, self.resources['page'])
         code = super().codespan(text)
         if not found: return code
-        return f'<a class="name" href="{found.page}.html#{found.cell}" title="{escape(found.docstring.partition(chr(10))[0])}">{code}</a>'
+        told = escape(found.docstring.partition('\n')[0])
+        return f'<a class="name" href="{found.page}.html#{found.cell}" title="{told}">{code}</a>'
 
     def emphasis(self, text):
         "A term of the glossary is linked to it; in the glossary it is the target."
         term = text if text in self.exporter.terms else text.removesuffix('s')
         anchor = anchor_of(term)
         if self.defines.pop(term, None): return f'<em id="{anchor}">{text}</em>'
-        meaning = self.exporter.terms.get(term)
-        if not meaning: return super().emphasis(text)
-        return f'<a class="term" href="{self.exporter.glossary_page}.html#{anchor}" title="{escape(meaning)}"><em>{text}</em></a>'
+        if term not in self.exporter.terms: return super().emphasis(text)
+        told = escape(self.exporter.terms[term])
+        return f'<a class="term" href="{self.exporter.glossary_page}.html#{anchor}" title="{told}"><em>{text}</em></a>'
 
     def heading(self, text, level, **attributes):
         "A heading that occurs twice on a page gets two anchors."
         made = super().heading(text, level, **attributes)
         anchor = re.search(r'id="(.*?)"', made)[1]
-        used = [section['anchor'] for section in self.resources['sections']]
-        again = sum(re.fullmatch(re.escape(anchor) + r'(-\d+)?', other) is not None for other in used)
-        unique = f'{anchor}-{again + 1}' if again else anchor
-        self.resources['sections'].append({'anchor': unique, 'title': plain(text), 'level': level, 'text': ''})
-        return made.replace(f'"{anchor}"', f'"{unique}"').replace(f'"#{anchor}"', f'"#{unique}"')
+        section = {'anchor': anchor, 'title': plain(text), 'level': level, 'text': ''}
+        before = [other['title'] for other in self.resources['sections']].count(section['title'])
+        if before: section['anchor'] = f'{anchor}-{before + 1}'
+        self.resources['sections'].append(section)
+        for mark in ('"', '"#'): made = made.replace(f'{mark}{anchor}"', f'{mark}{section["anchor"]}"')
+        return made
+
+    def image(self, text, url, title=None):
+        # nbconvert's `embed_images` would also parse each piece of HTML by itself, and close every <details> at once.
+        return super().image(text, self._src_to_base64(url) or url, title)
 
     def table(self, text): return f'<div class="scroll"><table>{text}</table></div>\n'
 
-    def inline_math(self, body): return formula(body)
+    def inline_math(self, body): return self.formula(body, 'inline')
 
-    def block_math(self, body): return f'<span class="scroll">{formula(body, display="block")}</span>'
+    def block_math(self, body): return f'<span class="scroll">{self.formula(body, "block")}</span>'
+
+    def formula(self, tex, display):
+        "The MathML of `tex`. As in TeX, a thin space follows the name of a function, but for a parenthesis."
+        try: made = mathml(tex, display=display)
+        except Exception: made = tex   # latex2mathml has many exceptions; a command that it does not know is none
+        if '\\' in made or made == tex:
+            page = self.resources['page'].name
+            raise ValueError(f'{page} has the formula {tex}; allowed: the TeX that latex2mathml knows')
+        return re.sub(r'<mi>(\w{2,})</mi>(?!<mo[^>]*>&#x00028;)', r'<mo lspace="0" rspace="0.17em">\1</mo>', made)
 
 
 class PageExporter(TemplateExporter):
@@ -224,7 +239,8 @@ class PageExporter(TemplateExporter):
 
     def __init__(self, pages, notebooks):
         kinds = ['text/html', 'text/markdown', 'image/svg+xml', 'image/png', 'image/jpeg', 'text/plain']
-        config = Config({'ExtractOutputPreprocessor': {'enabled': True}, 'NbConvertBase': {'display_data_priority': kinds}})
+        config = Config({'ExtractOutputPreprocessor': {'enabled': True}})
+        config.NbConvertBase.display_data_priority = kinds
         super().__init__(config=config, template_name='pages', extra_template_basedirs=[str(template.parent)],
                          exclude_input_prompt=True, exclude_output_prompt=True, optimistic_validation=True)
         self.pages = pages
@@ -247,7 +263,7 @@ class PageExporter(TemplateExporter):
         path, mark, anchor = url.partition('#')
         name = Path(path).stem
         if name in [other.name for other in self.pages]: return f'{name}.html{mark}{anchor}'
-        raise ValueError(f'{page.name}.ipynb links to {url}; allowed: {", ".join(p.name for p in self.pages)}, and their anchors')
+        raise ValueError(f'{page.name} links to {url}; allowed: {", ".join(other.name for other in self.pages)}')
 
     def default_filters(self):
         yield from super().default_filters()
@@ -259,7 +275,7 @@ class PageExporter(TemplateExporter):
     def markdown2html(self, context, source):
         "The HTML of `source`; the text is noted, section by section, for lists of sections and for the search."
         resources = context['resources']
-        renderer = Renderer(self, resources, source, anchor_link_text='#', embed_images=True, path=resources['metadata']['path'])
+        renderer = Renderer(self, resources, source, anchor_link_text='#', path=resources['metadata']['path'])
         last = len(resources['sections']) - 1
         made = MarkdownWithMath(renderer).render(source)
         texts = re.split(r'<h\d.*?</h\d>', made)
@@ -269,36 +285,36 @@ class PageExporter(TemplateExporter):
     def export(self, number, nb, nbs):
         "The page of one notebook, its sections, and `{name: bytes}` of its figures."
         page = self.pages[number]
-        around = {'previous': self.pages[number - 1] if number else None, 'next': (self.pages + [None])[number + 1]}
+        previous, following = ([None] + self.pages)[number], (self.pages + [None])[number + 1]
         top = {'anchor': 'content', 'title': '', 'level': 0, 'text': ''}
-        resources = {'page': page, 'pages': self.pages, 'sections': [top], 'output_files_dir': 'images', 'unique_key': page.name,
-                     'metadata': {'path': str(nbs), 'name': page.name}} | around
-        made, resources = self.from_notebook_node(prepared(nb), resources)
+        made, resources = self.from_notebook_node(prepared(nb), {
+            'page': page, 'pages': self.pages, 'previous': previous, 'next': following, 'sections': [top],
+            'output_files_dir': 'images', 'unique_key': page.name, 'metadata': {'path': str(nbs), 'name': page.name}})
         return made, resources['sections'], resources['outputs']
 
-
-# The book
 
 def style():
     "pages.css, and the colours of code for light and dark."
     light, dark = get_style_by_name('default'), get_style_by_name('github-dark')
     rules = []
     for token, short in STANDARD_TYPES.items():
-        colours = [style.style_for_token(token)['color'] for style in (light, dark)]
-        if short and all(colours): rules.append(f'.highlight .{short} {{ color: light-dark(#{colours[0]}, #{colours[1]}); }}')
+        by_day, by_night = (colours.style_for_token(token)['color'] for colours in (light, dark))
+        if short and by_day and by_night:
+            rules.append(f'.highlight .{short} {{ color: light-dark(#{by_day}, #{by_night}); }}')
     return '\n'.join([(template/'pages.css').read_text(encoding='utf-8'), *rules, ''])
 
 
 def search_index(exporter, sections):
     "What the search looks through, as a script: `[page, anchor, title, text]` of every section, name and term."
-    pages, entries = exporter.pages, []
-    for number, names in enumerate(exporter.defined):
-        terms = exporter.terms if pages[number].name == exporter.glossary_page else {}
-        entries += [[number, anchor_of(term), term, meaning] for term, meaning in terms.items()]
-        entries += [[number, s['anchor'], s['title'], s['text'].strip()] for s in sections[number] if s['title'] or s['text'].strip()]
-        public = {name: found for name, found in names.items() if not re.search(r'(^|\.)_', name)}
-        entries += [[number, found.cell, name, ' '.join(found.docstring.split())] for name, found in public.items()]
-    titles = [[page.name, f'{page.number} {page.title}'.strip()] for page in pages]
+    entries = []
+    for number, page in enumerate(exporter.pages):
+        terms = [(anchor_of(term), term, meaning) for term, meaning in exporter.terms.items()]
+        texts = [(section['anchor'], section['title'], section['text']) for section in sections[number]]
+        names = [(found.cell, name, found.docstring) for name, found in exporter.defined[number].items()]
+        here = texts + names
+        if page.name == exporter.glossary_page: here = terms + here
+        entries += [[number, anchor, title, ' '.join(text.split())] for anchor, title, text in here if title]
+    titles = [[page.name, f'{page.number} {page.title}'.strip()] for page in exporter.pages]
     return f'const book = {json.dumps({"pages": titles, "sections": entries}, ensure_ascii=False)};\n'
 
 
@@ -328,7 +344,7 @@ def build(nbs, out):
 
 def main(out='_book', nbs=root/'nbs'):
     try: build(Path(nbs), Path(out))
-    except ValueError as error: sys.exit(str(error))
+    except (OSError, ValueError) as error: sys.exit(str(error))
 
 
 if __name__ == '__main__': main(*sys.argv[1:])

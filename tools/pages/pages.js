@@ -1,5 +1,6 @@
 'use strict';
-const root = document.documentElement, field = document.getElementById('search'), found = document.getElementById('found');
+const root = document.documentElement;
+const field = document.getElementById('search'), found = document.getElementById('found');
 
 // Light or dark: the reader's choice is kept, and without one the system's holds.
 document.getElementById('theme').onclick = () => {
