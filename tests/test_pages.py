@@ -136,7 +136,7 @@ def test_directives(small):
         v4.new_code_cell('#| code-fold: true\n#| code-summary: Solution\nanswer'),
         v4.new_markdown_cell('<details><summary>In words</summary>\n\nYes.\n\n</details>'))
     for absent in ('secret', 'plot', 'default_exp', 'interactive', '#|', '$'): assert absent not in text, absent
-    assert 'alt="Figure: A curve"' in text and 'hclm_repro.one</div>' in text
+    assert 'alt="Figure: One; A curve"' in text and 'hclm_repro.one</div>' in text
     assert '<summary>Solution</summary>' in text and '<math' in text
     assert '<p>Yes.</p>\n</details>' in text
     assert 'title=""><code>WIDTH</code></a>' in text

@@ -135,11 +135,11 @@ def plain(text):
 
 
 def alternative(source, section):
-    "What a figure shows, in words: `#| fig-alt`, or the titles and labels that its code gives, or the section."
+    "What a figure shows, in words: `#| fig-alt`, or its section with the titles and labels that its code gives."
     told = re.search(r'^#\|\s*fig-alt:\s*(.+)', source, flags=re.M)
     if told: return told[1].strip('\'" ')
     titles = re.findall(r'(?:title|label)(?:=|\()\s*[\'"]([^\'"]+)[\'"]', source)
-    return f'Figure: {"; ".join(dict.fromkeys(titles)) or section}'
+    return '; '.join([f'Figure: {section}', *dict.fromkeys(titles)])
 
 
 def shown(cell, module):
