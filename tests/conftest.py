@@ -11,7 +11,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')   # tests run side by side; what t
 @pytest.fixture
 def copy(tmp_path):
     "A copy of the working tree, for tests that rebuild parts of it."
-    ignored = shutil.ignore_patterns('.git', '.venv', 'runs', 'build', 'dist', '*.egg-info', '__pycache__', '.*cache*', '.hypothesis')
+    ignored = shutil.ignore_patterns('.git', '.venv', 'runs', 'build', 'dist', '_book', '*.egg-info', '__pycache__', '.*cache*', '.hypothesis')
     return Path(shutil.copytree(root, tmp_path/'copy', ignore=ignored))
 
 
