@@ -631,6 +631,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'hclm_repro.run1.LoopHCLM.word_vector': ('run1.html#loophclm.word_vector', 'hclm_repro/run1.py'),
                                  'hclm_repro.run1.LoopHCLM.write': ('run1.html#loophclm.write', 'hclm_repro/run1.py'),
                                  'hclm_repro.run1.LoopPlan': ('run1.html#loopplan', 'hclm_repro/run1.py'),
+                                 'hclm_repro.run1.copying_logit': ('run1.html#copying_logit', 'hclm_repro/run1.py'),
                                  'hclm_repro.run1.frequent_words': ('run1.html#frequent_words', 'hclm_repro/run1.py'),
                                  'hclm_repro.run1.hit_rate': ('run1.html#hit_rate', 'hclm_repro/run1.py'),
                                  'hclm_repro.run1.join_rows': ('run1.html#join_rows', 'hclm_repro/run1.py'),

@@ -14,6 +14,7 @@ from torch import nn
 
 from .cache import PointerCache
 from .model import Plan, Source, float32_at_least, gate_layers, narrow_layer, of_shape
+from .run1 import copying_logit
 from .text import PADDING, UNKNOWN
 
 # %% ../nbs/03c_occurrences.ipynb #3dbe1ff7
@@ -88,7 +89,7 @@ def versions(self:OccurrenceCache, contexts):
 # %% ../nbs/03c_occurrences.ipynb #1e60cb09
 @patch
 def read_some(self:OccurrenceCache, query, keys, plan, start):
-    "log p_ptr, hit and available `(lanes, words)` of some words of a segment, the first of which is `start`."
+    "log p_ptr, hit and words held `(lanes, words)` of some words of a segment, the first of which is `start`."
     scores = float32_at_least((query / _SCALE) @ keys.transpose(1, 2)) * _SCALE
     end = start + query.shape[1]
     column = torch.arange(keys.shape[1], device=keys.device)
@@ -101,7 +102,7 @@ def read_some(self:OccurrenceCache, query, keys, plan, start):
     total = scores.masked_fill(~seen, lowest).logsumexp(-1)
     copied = scores.masked_fill(~hit, lowest).logsumexp(-1)
     says = hit.any(-1)
-    return torch.where(says, copied - total, 0.0), says, seen.any(-1)
+    return torch.where(says, copied - total, 0.0), says, seen.sum(-1)
 
 @patch
 def read(self:OccurrenceCache, query, keys, plan):
@@ -121,10 +122,10 @@ def forward(self:OccurrenceCache, contexts, keys, plan, reuse=False):
     versions = self.versions(contexts)
     query = self.query(contexts)
     columns = torch.cat([keys.to(query.dtype), versions.to(query.dtype)], 1)
-    log_p, says, available = self.read(query, columns, plan)
-    logit = -float32_at_least(self.gate(contexts)[..., 0])   # of copying; the gate's own is of spelling
+    log_p, says, held = self.read(query, columns, plan)
+    logit = copying_logit(self.gate(contexts)[..., 0], held, self.config)
     after = torch.cat([keys.to(versions.dtype), versions.detach()], 1)
-    return Source('copy', logit, log_p, says, available), after[:, after.shape[1] - plan.kept:]
+    return Source('copy', logit, log_p, says, held > 0), after[:, after.shape[1] - plan.kept:]
 
 @patch
 def draw(self:OccurrenceCache, context, keys, held, sampler) -> str:

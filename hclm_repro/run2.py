@@ -22,7 +22,7 @@ from hclm_repro.model import (
 from .lexicon import Lexicon, LexiconPlan
 from .recurrence import Packing, lstm_inputs, pack, ragged_lstm
 from .occurrences import cache_of
-from .run1 import HCLMConfig, with_lexicon
+from .run1 import HCLMConfig, copying_logit, with_lexicon
 from .text import PADDING, UNKNOWN
 
 # %% ../nbs/04b_run2.ipynb #be3f0e8a
@@ -248,7 +248,8 @@ def sample(self:HCLM, state:dict, ledger:dict, sampler) -> str:
     held = ledger['held'][0] if self.cache else []
     if self.restart_points('cache_reset', ledger): held = []
     logits = {}
-    if any(word not in (PADDING, UNKNOWN) for word in held): logits['copy'] = -self.cache.gate(h)[0]
+    sayable = sum(word not in (PADDING, UNKNOWN) for word in held)
+    if sayable: logits['copy'] = copying_logit(self.cache.gate(h)[0], torch.tensor(sayable), self.config)
     if self.lexicon: logits['lexicon'] = self.lexicon.gate(h)[0]
 
     chosen = ['spell', *logits][sampler.choose(list(logits.values()))]

@@ -40,7 +40,8 @@ def variants(cls):
             if choice != f.default: found.append({f.name: choice})
     if 'cache_slots' in names: found += [dict(cache_slots=0), dict(cache_slots=None), dict(key_units=3)]
     if 'lexicon_words' in names:
-        found += [dict(word_layers=2), dict(lexicon_words=6), dict(lexicon_words=6, lexicon_first=2, cache_slots=0),
+        found += [dict(word_layers=2), dict(lexicon_words=6),
+                  dict(cache_holds='occurrences', cache_slots=20, copy_growth=0.5), dict(lexicon_words=6, lexicon_first=2, cache_slots=0),
                   dict(lexicon_words=6, lexicon_first=1, cache_holds='occurrences', cache_slots=None, key_units=3,
                        lexicon_hidden=0.5)]
     return found
