@@ -90,8 +90,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'hclm_repro.command.brief': ('command.html#brief', 'hclm_repro/command.py'),
                                     'hclm_repro.command.bytes_of': ('command.html#bytes_of', 'hclm_repro/command.py'),
                                     'hclm_repro.command.chosen': ('command.html#chosen', 'hclm_repro/command.py'),
-                                    'hclm_repro.command.facts': ('command.html#facts', 'hclm_repro/command.py'),
-                                    'hclm_repro.command.facts_of_run': ('command.html#facts_of_run', 'hclm_repro/command.py'),
                                     'hclm_repro.command.finish': ('command.html#finish', 'hclm_repro/command.py'),
                                     'hclm_repro.command.give_up_writing': ('command.html#give_up_writing', 'hclm_repro/command.py'),
                                     'hclm_repro.command.loaded': ('command.html#loaded', 'hclm_repro/command.py'),
