@@ -564,6 +564,7 @@ def load_pretrained(name_or_folder=SHIPPED, **options):
         raise FileNotFoundError(f'{fault}; allowed: a folder written by save_pretrained, or hf://user/name of the Hub')
     return LanguageModel.from_pretrained(name_or_folder, **options)
 
+# %% ../nbs/01c_model.ipynb #3b382fad
 def lstm_steps(embedding, lstm, output, carry):
     "A function that reads a symbol and gives the logits `(outputs,)` of the next; `lstm` starts from `carry`."
     def step(symbol):

@@ -1,4 +1,4 @@
-import ast, re, sys
+import ast, math, re, sys
 import zipfile
 from configparser import ConfigParser
 
@@ -91,7 +91,7 @@ def test_the_model_of_the_package():
     model = load_pretrained()
     assert not model.training and {weight.dtype for weight in model.parameters()} == {torch.float32}
     table = model.score('The owl saw the vole , and the owl ate it .\n')
-    assert 0 < table.bits.sum() / table.characters.sum() < 5
+    assert 0 < table.bits.sum() / table.characters.sum() < math.log2(len(model.config.alphabet))   # of somebody who guesses
     assert model.generate('The', words=5)
     record = read_record(shipped/'record.json')
     data = ModelCard.load(shipped/'model/README.md').data
