@@ -9,7 +9,7 @@ no_parameters = {
     'index', '00_idea', '01a_text', '01b_corpora', '01c_model', '02_run1', '03_cache', '03b_lexicon',
     '03c_occurrences', '04_machine',
     '04a_recurrence', '04b_run2', '04c_files', '04c_folder', '04c_learning', '04c_training', '04f_sharing', '06a_transformer', '06b_hat', '06c_rivals', '06e_writing',
-    '12_command'}
+    '12_command', '13_surprisal'}
 
 
 def files(folder): return {p.relative_to(folder): p.read_bytes() for p in folder.rglob('*') if p.is_file() and p.suffix != '.pyc'}
