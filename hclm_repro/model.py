@@ -556,15 +556,12 @@ def draw_word(alphabet, step, sampler, symbol=None, longest=1000):
 
 # %% ../nbs/01c_model.ipynb #ff2e6d8e
 def load_pretrained(name_or_folder=SHIPPED, **options):
-    """The model that was saved in a folder, whatever its class; by default the one that comes with the package.
-
-    See `from_pretrained`. Raises `FileNotFoundError` if there is none."""
+    "The model that was saved in a folder, whatever its class, or the one in the package; see `from_pretrained`."
     if name_or_folder == SHIPPED and not os.path.isdir(SHIPPED):
         fault = 'no model comes with this version of hclm_repro'
         raise FileNotFoundError(f'{fault}; allowed: a folder written by save_pretrained, or hf://user/name of the Hub')
     return LanguageModel.from_pretrained(name_or_folder, **options)
 
-# %% ../nbs/01c_model.ipynb #3b382fad
 def lstm_steps(embedding, lstm, output, carry):
     "A function that reads a symbol and gives the logits `(outputs,)` of the next; `lstm` starts from `carry`."
     def step(symbol):

@@ -45,14 +45,14 @@ def facts_of_run(record):
 # %% ../nbs/04f_sharing.ipynb #898c58df
 @dataclass(frozen=True)
 class TrainingText:
-    "A text that a model has learned from: its language, the licence of the weights and its name, for the Hub; whose it is."
+    "A text that a model has learned from: language, licence of the weights and name, for the Hub; whose it is."
     language: str = None
     license: str = 'unknown'
     dataset: str = None
     credit: str = 'a text of unknown licence; ask whoever trained the model before you pass it on'
 
-_SHARED = 'WikiText-2 (Merity et al. 2016), text of Wikipedia contributors under CC BY-SA 3.0. Our reading: the weights are'
-_SHARED += ' offered under the same licence, so name the source and keep the licence when you pass them on'
+_SHARED = 'WikiText-2 (Merity et al. 2016), text of Wikipedia contributors under CC BY-SA 3.0. Our reading: the weights'
+_SHARED += ' are offered under the same licence, so name the source and keep the licence when you pass them on'
 _WIKIPEDIA = TrainingText('en', 'cc-by-sa-3.0', 'Salesforce/wikitext', _SHARED)
 _NOVELS = 'novels in the public domain (the ELTeC collection)'
 TRAINING_TEXTS = {'wikitext-2': _WIKIPEDIA, 'wikitext-2-raw': _WIKIPEDIA,
@@ -140,13 +140,13 @@ def generate_model_card(self:LanguageModel, record=None, name="'a folder'"):
     lines = facts(self)
     if record: lines.update(facts_of_run(record))
     data = ModelCardData(language=learned.language, license=learned.license, library_name='hclm_repro',
-                         pipeline_tag='text-generation', tags=['language-model', 'open-vocabulary', 'character-level', 'cache'],
+                         pipeline_tag='text-generation', tags=['language-model', 'open-vocabulary', 'character-level'],
                          datasets=learned.dataset and [learned.dataset], metrics=['bpc'], model_name=title,
                          eval_results=_results(record, learned))
     half = any(weight.dtype == torch.float16 for weight in self.parameters())
-    return ModelCard.from_template(data, template_str=_CARD, title=title, kind=type(self).__name__, name=name, lines=lines,
-                                   valid=record and record['valid'], half=half, alphabet=len(self.config.alphabet),
-                                   credit=learned.credit)
+    return ModelCard.from_template(data, template_str=_CARD, title=title, kind=type(self).__name__, name=name,
+                                   lines=lines, valid=record and record['valid'], half=half,
+                                   alphabet=len(self.config.alphabet), credit=learned.credit)
 
 # %% ../nbs/04f_sharing.ipynb #fdc0df51
 @patch
@@ -164,7 +164,8 @@ def halved(model):
     half = copy.deepcopy(model).half()
     for name, weight in half.state_dict().items():
         if not weight.isfinite().all():
-            raise ValueError(f'{name} has numbers beyond float16; allowed: at most {torch.finfo(torch.float16).max:,.0f}')
+            largest = torch.finfo(torch.float16).max
+            raise ValueError(f'{name} has numbers beyond float16; allowed: at most {largest:,.0f}')
     return half
 
 def ship(run, folder=None) -> Path:
