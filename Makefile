@@ -16,7 +16,7 @@ export KINETO_LOG_LEVEL := 99
 # A thread that waits for others sleeps. By default it spins, and beside a busy process all wait for each other.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: ablation test test-long notebooks book keep clean help
+.PHONY: ablation test test-long notebooks book keep ship clean help
 
 ablation: .venv/.installed ## run chapter 05 and show its table; PARAMETERS="-p seeds 0,1,2"
 	rm -f $(OUT_DIR)/table.txt
@@ -44,6 +44,10 @@ book: .venv/.installed ## make pages to read and search in a browser, from the s
 keep: .venv/.installed ## copy the record of a run to results/: RUN=runs/NAME
 	$(if $(RUN),,$(error say which run: make keep RUN=runs/NAME))
 	$(PY) -c "from hclm_repro.experiment import keep; print(keep('$(RUN)'))"
+
+ship: .venv/.installed ## put the model of a run into the package, at half its size: RUN=runs/NAME
+	$(if $(RUN),,$(error say which run: make ship RUN=runs/NAME))
+	$(PY) -c "from hclm_repro.sharing import ship; print(ship('$(RUN)'))"
 
 clean: ## remove the virtual environment and everything else that was made
 	rm -rf .venv build dist _proc _book out.ipynb .pytest_cache .hypothesis *.egg-info

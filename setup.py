@@ -17,7 +17,12 @@ setup(
     keywords=cfg['keywords'].split(),
     classifiers=['Programming Language :: Python :: 3', 'Framework :: Jupyter',
                  'Topic :: Scientific/Engineering :: Artificial Intelligence'],
-    packages=[cfg['lib_path']],
+    # Chapter 05 goes into the wheel, for kaggle/runner.ipynb; the other chapters do not.
+    packages=[cfg['lib_path'], f"{cfg['lib_path']}.nbs"],
+    package_dir={f"{cfg['lib_path']}.nbs": cfg['nbs_path']},
+    package_data={f"{cfg['lib_path']}.nbs": ['05_ablation.ipynb'],
+                  cfg['lib_path']: ['shipped/record.json', 'shipped/model/*']},
+    include_package_data=False,
     install_requires=cfg['requirements'].strip().splitlines(),
     entry_points=dict(console_scripts=cfg['console_scripts'].split()),
     extras_require={'dev': cfg['dev_requirements'].strip().splitlines()},

@@ -1,6 +1,7 @@
 __version__ = "0.1.0"
 
 import importlib, os, sys
+SHIPPED = os.path.join(os.path.dirname(__file__), 'shipped', 'model')   # the model that comes with the package
 if 'torch' not in sys.modules: os.environ.setdefault('OMP_WAIT_POLICY', 'passive')   # torch reads it when it is loaded
 
 def __getattr__(name):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ESCAPES', 'DEFAULT_MODEL', 'OPTIONS', 'FIRST', 'COMMANDS', 'EXIT', 'words_of', 'tokens_of', 'write_rows', 'Streams',
            'loaded', 'progress', 'bytes_of', 'summary', 'run_score', 'run_generate', 'chosen', 'points', 'finish',
-           'run_train', 'run_adapt', 'brief', 'facts', 'facts_of_run', 'run_info', 'Command', 'parser',
-           'give_up_writing', 'refusal', 'warnings_to', 'own_streams', 'main']
+           'run_train', 'run_adapt', 'brief', 'run_info', 'Command', 'parser', 'give_up_writing', 'refusal',
+           'warnings_to', 'own_streams', 'main']
 
 # %% ../nbs/12_command.ipynb #188c06d2
 import argparse
@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from . import __version__
+from . import SHIPPED, __version__
 
 # %% ../nbs/12_command.ipynb #b045a2ae
 def words_of(lines):
@@ -169,9 +169,9 @@ def run_adapt(options, streams):
     from hclm_repro import load_corpus, preset, train
     from hclm_repro.experiment import run_name
     from hclm_repro.machine import demanded_threads
-    from hclm_repro.saving import contents_of
+    from hclm_repro.saving import read_saved
     model = loaded(options)
-    digest = hashlib.sha256(contents_of(model)['model.safetensors']).hexdigest()
+    digest = hashlib.sha256(read_saved(options.model, {})['model.safetensors']).hexdigest()
     origin = f'{options.model}, SHA-256 {digest}'
     class_name = type(model).__name__
     _, training = preset(class_name, options.preset)
@@ -186,32 +186,11 @@ def brief(value, width=60):
     text = ' '.join(str(value).split())
     return text if len(text) <= width else f'{text[:width - 3]}...'
 
-def facts(model):
-    "What can be said of a model: name -> text."
-    bytes_of_weights = sum(weight.nbytes for weight in model.state_dict().values())
-    others = ('word', 'characters', 'bits', 'surcharge', 'terminator', 'gate')
-    sources = [name for name in model.score('').columns if name not in others]
-    return {'class': type(model).__name__,
-            'parameters': f'{model.parameter_count:,}, {bytes_of_weights / 1e6:,.2f} MB',
-            'sources': ', '.join(['spelling', *sources]) if sources else 'one',
-            'alphabet': f'{len(model.config.alphabet):,} characters'}
-
-def facts_of_run(record):
-    "What the record of a run says about the model that it made: name -> text."
-    valid = record['valid'] or {}
-    found = {'trained on': record['identity']['corpus'],
-             'origin': record['identity'].get('origin', 'random weights'),
-             'valid': f'{valid["bpc"]:.3f} bits per character' if valid else 'not scored',
-             'updates': f'{record["updates"]:,}, {record["words_read"]:,} words, {record["train_seconds"]:,.0f} s',
-             'date': record['date'],
-             'code': record['code']}
-    return found
-
-# %% ../nbs/12_command.ipynb #25b2a9bb
 def run_info(options, streams):
     "Say what a model is, and how it was trained if its record lies beside it."
     from hclm_repro.files import read_record
     from hclm_repro.model import describe
+    from hclm_repro.sharing import facts, facts_of_run
     model = loaded(options)
     lines = facts(model)
     record = Path(options.model).parent / 'record.json'
@@ -222,11 +201,11 @@ def run_info(options, streams):
         print(f'{name:<16}{brief(row.value, 20):<22}{brief(row.meaning, 90)}', file=streams.out)
 
 # %% ../nbs/12_command.ipynb #0932b994
-DEFAULT_MODEL = None   # a folder or hf://user/name
+DEFAULT_MODEL = SHIPPED
 _MODEL = 'folder of a saved model, or hf://user/name'
 
 OPTIONS = dict(
-    model=dict(metavar='NAME_OR_FOLDER', default=DEFAULT_MODEL, required=DEFAULT_MODEL is None, help=_MODEL),
+    model=dict(metavar='NAME_OR_FOLDER', default=DEFAULT_MODEL, help=f'{_MODEL} (default: the one that comes with the package)'),
     device=dict(choices=('auto', 'cpu', 'cuda'), default='auto', help='what computes; auto: a card if there is one'),
     json=dict(action='store_true', help='write a JSON object a line'),
     tsv=dict(action='store_false', dest='json', default=False, help='write tab-separated values, the names of columns first (default)'),

@@ -25,6 +25,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.nn import functional as F
 
+from . import SHIPPED
 from .text import (
     Alphabet, DUMMY, LINE_END, PADDING, UNKNOWN, characters, join_words, split_words, stream_words)
 
@@ -554,8 +555,11 @@ def draw_word(alphabet, step, sampler, symbol=None, longest=1000):
     return alphabet.decode(spelled)
 
 # %% ../nbs/01c_model.ipynb #ff2e6d8e
-def load_pretrained(name_or_folder, **options):
-    "The model that was saved in a folder, whatever its class; see `from_pretrained`."
+def load_pretrained(name_or_folder=SHIPPED, **options):
+    "The model that was saved in a folder, whatever its class, or the one in the package; see `from_pretrained`."
+    if name_or_folder == SHIPPED and not os.path.isdir(SHIPPED):
+        fault = 'no model comes with this version of hclm_repro'
+        raise FileNotFoundError(f'{fault}; allowed: a folder written by save_pretrained, or hf://user/name of the Hub')
     return LanguageModel.from_pretrained(name_or_folder, **options)
 
 def lstm_steps(embedding, lstm, output, carry):

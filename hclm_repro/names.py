@@ -10,4 +10,4 @@ from .training import TrainingConfig, build, evaluate, train
 from .experiment import Job, keep, load_records, preset, train_all
 from .hat import HAT, HATConfig
 from .rivals import ByteTransformer, SubwordTransformer
-from . import comparison, saving, writing   # presets, saving, and ways of writing of the last three
+from . import comparison, saving, sharing, writing   # presets, saving, cards, and ways of writing of the last three

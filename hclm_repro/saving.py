@@ -78,9 +78,12 @@ def write_together(folder, contents):
 def save_pretrained(self:LanguageModel, folder, config=None, model_card_kwargs=None):
     """Write the model to `folder`: `config.json`, `model.safetensors`, `SHA256SUMS`. See `write_together`.
 
-    The other arguments come from `push_to_hub` of the mixin, and play no part."""
+    With `model_card_kwargs`, arguments of `generate_model_card`, a card goes beside them, `README.md`. `config`
+    comes from `push_to_hub` of the mixin, and plays no part."""
     folder = checked('folder', folder, str | os.PathLike)
-    write_together(Path(folder), contents_of(self))
+    contents = contents_of(self)
+    if model_card_kwargs is not None: contents['README.md'] = str(self.generate_model_card(**model_card_kwargs)).encode()
+    write_together(Path(folder), contents)
 
 # %% ../nbs/04c_folder.ipynb #040a90f9
 def read_saved(name, options):
@@ -167,8 +170,8 @@ def give_weights(model, weights, file):
 def from_pretrained(cls:LanguageModel, name_or_folder, **options):
     """The model of this class in a folder, or after `hf://` in a repository of the Hub, in evaluation mode.
 
-    `options` are those of `hf_hub_download`, such as `revision`. Raises `FileNotFoundError` if there is no
-    saved model, `ValueError` for anything but what was saved."""
+    What was saved in float16 comes back in float32. `options` are those of `hf_hub_download`, such as `revision`.
+    Raises `FileNotFoundError` if there is no saved model, `ValueError` for anything but what was saved."""
     name = checked('name_or_folder', name_or_folder, str | os.PathLike)
     contents = read_saved(name, options)
     saved, weights = parse(name, contents)
@@ -179,4 +182,5 @@ def from_pretrained(cls:LanguageModel, name_or_folder, **options):
     try: model = model_class(model_class.Config(**saved['config']))
     except ValueError as error: raise ValueError(f'{file}: {error}') from error
     give_weights(model, weights, file)
+    if any(weight.dtype == torch.float16 for weight in weights.values()): model.float()
     return model.eval()

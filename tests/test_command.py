@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from common import run
-from hclm_repro.command import COMMANDS, FIRST
+from hclm_repro.command import COMMANDS, DEFAULT_MODEL, FIRST
 from hclm_repro.training import read_checkpoint
 
 programs = Path(sys.executable).parent
@@ -93,6 +93,15 @@ def test_no_model(tmp_path):
     done = shell('echo an owl | hclm score - --model nowhere', tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count('\n')) == (2, '', 1)
     assert done.stderr.startswith('hclm: nowhere has no config.json')
+
+
+@pytest.mark.parametrize('line', ['echo The owl | hclm score -', 'hclm generate "The" --words 5'])
+def test_the_model_of_the_package_needs_no_name(tmp_path, line):
+    done = shell(line, tmp_path)
+    if Path(DEFAULT_MODEL).is_dir(): assert done.returncode == 0 and done.stdout, done.stderr
+    else:
+        assert (done.returncode, done.stdout) == (2, '')
+        assert done.stderr.startswith('hclm: no model comes with this version of hclm_repro; allowed: ')
 
 
 def test_bytes_of_standard_input_that_are_no_text(folder):

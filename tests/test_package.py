@@ -1,10 +1,11 @@
-import ast, re, sys
+import ast, math, re, sys
 import zipfile
 from configparser import ConfigParser
 
 import pytest
 from common import root, run
 
+shipped = root/'hclm_repro/shipped'
 heavy = 'nbdev jupyter jupyter_core jupyter_client jupyterlab notebook nbformat ipykernel papermill datasets matplotlib.pyplot'
 probe = f"""
 import sys, time
@@ -47,6 +48,10 @@ def test_wheel(copy, tmp_path, settings):
     names = zipfile.ZipFile(wheel).namelist()
     assert [n for n in names if n.endswith('.dist-info/licenses/LICENSE')]
     assert {f'hclm_repro/{p.name}' for p in (root/'hclm_repro').glob('*.py')} == {n for n in names if n.endswith('.py')}
+    assert wheel.stat().st_size < 10e6
+    assert 'hclm_repro/nbs/05_ablation.ipynb' in names   # kaggle/runner.ipynb runs it
+    of_the_model = {str(path.relative_to(root)) for path in shipped.rglob('*') if path.is_file()}
+    assert of_the_model == {n for n in names if n.startswith('hclm_repro/shipped/')}
 
     scripts, = [n for n in names if n.endswith('.dist-info/entry_points.txt')]
     assert 'hclm = hclm_repro.command:main' in zipfile.ZipFile(wheel).read(scripts).decode()
@@ -74,3 +79,28 @@ def test_every_import_is_required():
             if isinstance(node, ast.Import): imported |= {name.name.split('.')[0] for name in node.names}
             if isinstance(node, ast.ImportFrom) and not node.level: imported.add(node.module.split('.')[0])
     assert imported - set(sys.stdlib_module_names) - required == set()
+
+
+@pytest.mark.skipif(not (shipped/'model').is_dir(), reason='no model comes with the package yet')
+def test_the_model_of_the_package():
+    "It is loaded without a name and without a network, in float32, and its card says what its record says."
+    import torch
+    from hclm_repro import load_pretrained
+    from hclm_repro.files import read_record
+    from huggingface_hub import ModelCard
+    model = load_pretrained()
+    assert not model.training and {weight.dtype for weight in model.parameters()} == {torch.float32}
+    table = model.score('The owl saw the vole , and the owl ate it .\n')
+    assert 0 < table.bits.sum() / table.characters.sum() < math.log2(len(model.config.alphabet))   # of somebody who guesses
+    assert model.generate('The', words=5)
+    record = read_record(shipped/'record.json')
+    data = ModelCard.load(shipped/'model/README.md').data
+    assert data.eval_results[0].metric_value == round(record['valid']['bpc'], 4)
+    assert data.license == 'cc-by-sa-3.0' or not record['identity']['corpus'].startswith('wikitext')
+
+
+def test_the_card_of_the_records_describes_each_field():
+    from hclm_repro.files import read_record
+    card = (root/'results/README.md').read_text(encoding='utf-8')
+    runs = [record for record in map(read_record, (root/'results').glob('*.json')) if 'class_name' in record]
+    assert runs and not [name for record in runs for name in record if f'`{name}`' not in card]
