@@ -41,16 +41,6 @@ class HCLMConfig(CacheConfig, ModelConfig):
                                    'hides from the lexicon, as if they were new')
     lexicon: str = option('', doc='the words of the lexicon with spaces between; taken from the training text')
 
-# %% ../nbs/02_run1.ipynb #7bbf030a
-@patch
-def __post_init__(self:HCLMConfig):
-    super(HCLMConfig, self).__post_init__()
-    lexicon_entries(self)   # refuses what is no lexicon
-    if self.cache_holds == 'occurrences' and self.score == 'additive':
-        raise ValueError("score is 'additive' in a cache of occurrences; allowed: 'dot'")
-    if self.copy_growth and (self.cache_holds == 'words' or not self.cache_slots):
-        raise ValueError(f"copy_growth is {self.copy_growth} without a number of slots for occurrences; allowed: 0")
-
 # %% ../nbs/02_run1.ipynb #ac2b0072
 class LoopHCLM(LanguageModel):
     "HCLM + Cache by the nested loops of Algorithm 1 of Wang (2025)."
@@ -96,6 +86,15 @@ def lexicon_entries(config):
         raise ValueError('lexicon has an empty word or a word twice; allowed: different words with one space between')
     if len(words) <= config.lexicon_words: return entries
     raise ValueError(f'lexicon has {len(words):,} words; allowed: at most lexicon_words, which is {config.lexicon_words:,}')
+
+@patch
+def __post_init__(self:HCLMConfig):
+    super(HCLMConfig, self).__post_init__()
+    lexicon_entries(self)   # refuses what is no lexicon
+    if self.cache_holds == 'occurrences' and self.score == 'additive':
+        raise ValueError("score is 'additive' in a cache of occurrences; allowed: 'dot'")
+    if self.copy_growth and (self.cache_holds == 'words' or not self.cache_slots):
+        raise ValueError(f"copy_growth is {self.copy_growth} without a number of slots for occurrences; allowed: 0")
 
 # %% ../nbs/02_run1.ipynb #ba68c2c2
 @dataclass(frozen=True)
