@@ -25,7 +25,7 @@ from .saving import contents_of
 from .text import Alphabet, canonical, join_words, split_words
 from .training import train
 
-# %% ../nbs/08_adaptation.ipynb #9bf0fbae
+# %% ../nbs/08_adaptation.ipynb #0960d33a
 VOWELS = 'aeiouäö'
 CONSONANTS = 'bcdfghjklmnpqrstvwxyzř'
 
@@ -43,7 +43,7 @@ _BACK = str.maketrans({**_moved(VOWELS, -1), **_moved(CONSONANTS, -1)})
 _LETTERS = VOWELS + CONSONANTS
 _RUN = re.compile(f'[{_LETTERS}{_LETTERS.upper()}]+')
 
-# %% ../nbs/08_adaptation.ipynb #0960d33a
+# %% ../nbs/08_adaptation.ipynb #28a0c9b2
 def _said(run):
     "A run of letters in the other language."
     stem = run[0].translate(_FORWARD)
@@ -63,7 +63,7 @@ def decipher(text):
     "The text of which `cipher` made `text`."
     return _RUN.sub(_meant, text)
 
-# %% ../nbs/08_adaptation.ipynb #4c25bb6c
+# %% ../nbs/08_adaptation.ipynb #1e84ec5f
 def cipher_corpus(corpus):
     "`corpus` in the other language, document by document."
     unknown = corpus.unknown and cipher(corpus.unknown)
@@ -76,7 +76,7 @@ def cipher_corpus(corpus):
         other.starts[split] = np.cumsum([0, *lengths[:-1]]).tolist()
     return other
 
-# %% ../nbs/08_adaptation.ipynb #42f85b7f
+# %% ../nbs/08_adaptation.ipynb #5b262453
 def _loaded(name):
     "The corpus `name`. Its error names the cipher, too."
     try: return load_corpus(name)
@@ -91,12 +91,13 @@ def second_corpora(names, first):
         name = name.strip()
         corpus = cipher_corpus(first) if name == 'cipher' else _loaded(name)
         if corpus.name in found:
-            raise ValueError(f'second names {corpus.name}, which has been read before; allowed: other corpora, each once')
+            fault = f'second names {corpus.name}, which has been read before'
+            raise ValueError(f'{fault}; allowed: other corpora, each once')
         found[corpus.name] = corpus
     del found[first.name]
     return found
 
-# %% ../nbs/08_adaptation.ipynb #f6cd8955
+# %% ../nbs/08_adaptation.ipynb #e11cd238
 def lengths_of(model, tokens):
     "Bytes a word of `tokens`, spaces and line ends among them, and how a `SubwordTransformer` cuts them."
     chunks = byte_chunks([tokens])
@@ -105,10 +106,10 @@ def lengths_of(model, tokens):
     count = sum(len(piece) for piece in pieces)
     return {'bytes a word': size / len(tokens), 'subwords a word': count / len(tokens), 'bytes a subword': size / count}
 
-# %% ../nbs/08_adaptation.ipynb #7ab3a43b
+# %% ../nbs/08_adaptation.ipynb #ae0ae3a6
 def quotient(parts):
-    """The sum of the first column of `parts` `(passages, 2)` divided by that of the second: `value`, and its 95 % interval
-    over passages, from `low` to `high`."""
+    """The sum of the first column of `parts` `(passages, 2)` divided by that of the second: `value`, and its 95 %
+    interval over passages, from `low` to `high`."""
     parts = np.asarray(parts, dtype=float)
     drawn = draw_passages(len(parts)) @ parts
     low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
@@ -116,7 +117,7 @@ def quotient(parts):
     return dict(value=float(value), low=float(low), high=float(high))
 
 def cost_ratio(first, second, tokens, lanes, pieces=12):
-    "How many times as many operations model `first` spends on a byte of `tokens` as `second`; a `quotient` over `pieces`."
+    "Operations of the model `first` on a byte divided by those of `second`: a `quotient` over `pieces` of `tokens`."
     words = len(tokens) // pieces
     parts = []
     for i in range(pieces):
@@ -124,20 +125,21 @@ def cost_ratio(first, second, tokens, lanes, pieces=12):
         parts.append([flops_per_byte(model, piece, lanes, segments=2) for model in (first, second)])
     return quotient(parts)
 
-# %% ../nbs/08_adaptation.ipynb #fe2bef17
+# %% ../nbs/08_adaptation.ipynb #b2696529
 def text_bits(model, texts):
-    "A row for each of `texts`, read from a cold start: its `bits`, the `surcharge` for rare characters among them, its `bytes`."
+    "For each of `texts`, from a cold start: `bits`, the `surcharge` for rare characters among them, and `bytes`."
     rows = []
     for table, text in zip(model.score(list(texts)), texts):
         size = len(canonical(text).encode())
         rows.append(dict(bits=table.bits.sum(), surcharge=table.surcharge.sum(), bytes=size))
     return pd.DataFrame(rows).rename_axis('passage')
 
-# %% ../nbs/08_adaptation.ipynb #f662cdb3
+# %% ../nbs/08_adaptation.ipynb #725a4c33
 def with_letters(model, corpus, min_count=25):
-    """A copy of a model over characters that tells apart those that occur `min_count` times in the training text of `corpus`, too.
+    """A copy of a model over characters that also knows those that the training text of `corpus` has `min_count` times.
 
-    Each new one is read as the dummy was, and has an equal part of its probability. Raises `ValueError` for a model over bytes."""
+    Each new one is read as the dummy was, and has an equal part of its probability. Raises `ValueError` for a model
+    over bytes."""
     old = model.alphabet
     if type(old) is not Alphabet:
         raise ValueError(f'a {type(model).__name__} has no alphabet that could grow; allowed: models over characters')
@@ -154,20 +156,20 @@ def with_letters(model, corpus, min_count=25):
     grown.load_state_dict(weights)
     return grown.eval()
 
-# %% ../nbs/08_adaptation.ipynb #2bf731cb
+# %% ../nbs/08_adaptation.ipynb #6ad61bc0
 def origin_of(model, name):
-    "What a record says of the model that was saved as `name`: the name, and the digest that `sha256sum` gives of its weights."
+    "For a record: the `name` under which `model` was saved, and the digest that `sha256sum` gives of its weights."
     weights = contents_of(model)['model.safetensors']
     return f'{name}, SHA-256 {hashlib.sha256(weights).hexdigest()}'
 
 def adapt(model, name, corpus, training, folder, watch=None, other_code=False):
-    """Go on training `model`, which was saved as `name`, with `corpus`, on one thread unless somebody has said how many.
+    """Go on training `model`, saved as `name`, with `corpus`, on one thread unless somebody has said how many.
 
     Arguments, record and errors are those of `train`; the record names the origin."""
     training = replace(training, threads=demanded_threads(training.threads) or 1)
     return train(model, corpus, training, folder, watch, other_code, origin_of(model, name))
 
-# %% ../nbs/08_adaptation.ipynb #0cdf25b6
+# %% ../nbs/08_adaptation.ipynb #0aeaa7cc
 def curve_table(points, alphabet, corpus, words, cost):
     """The `points` of a training curve ('words', 'seconds', 'valid_bpc') on the first `words` of valid, with `bytes`,
     `operations` and `bits_per_byte`, surcharge included; `cost`: operations of a byte."""
@@ -181,9 +183,9 @@ def curve_table(points, alphabet, corpus, words, cost):
     table['bits_per_byte'] = (table.valid_bpc * len(text) + surcharge) / len(text.encode())
     return table.drop(columns='valid_bpc')
 
-# %% ../nbs/08_adaptation.ipynb #c79bda81
+# %% ../nbs/08_adaptation.ipynb #3a244114
 def reached(curve, target, axis):
-    "Where a `curve_table` first comes down to `target` bits per byte, on `axis`, straight between points; NaN if it never does."
+    "Where a `curve_table`, straight between points, first comes down to `target` bits per byte, on `axis`; NaN if never."
     bits = curve.bits_per_byte.to_numpy()
     x = curve[axis].to_numpy(dtype=float)
     below = np.flatnonzero(bits <= target)
@@ -192,15 +194,15 @@ def reached(curve, target, axis):
     if i == 0: return x[0]
     return x[i - 1] + (x[i] - x[i - 1]) * (bits[i - 1] - target) / (bits[i - 1] - bits[i])
 
-# %% ../nbs/08_adaptation.ipynb #c03c4a1c
+# %% ../nbs/08_adaptation.ipynb #4b83cf70
 def per_passage(measured, model, after, language):
     "Bits, surcharge and bytes of each passage of `language` by `model` as it was `after` a corpus, means over seeds."
     own = measured[(measured.model == model) & (measured.after == after) & (measured.language == language)]
     return own.groupby('passage')[['bits', 'surcharge', 'bytes']].mean()
 
 def more_bits(measured, first, second, but=None):
-    """How many bits per byte more `first` needs than `second`, each (model, after, language) with one language: a `quotient`;
-    less what the pair `but` differs in, if there is one."""
+    """How many bits per byte more `first` needs than `second`, each (model, after, language): a `quotient`. Less what the
+    pair `but` differs in, if there is one. All have one language."""
     def difference(pair):
         tables = [per_passage(measured, *key) for key in pair]
         return tables[0].bits - tables[1].bits
@@ -209,7 +211,7 @@ def more_bits(measured, first, second, but=None):
     sizes = per_passage(measured, *first).bytes
     return quotient(np.stack([more, sizes], axis=1))
 
-# %% ../nbs/08_adaptation.ipynb #7b225b7b
+# %% ../nbs/08_adaptation.ipynb #548282df
 def score_after(model, before, text, learning=None):
     "The rows of `score` of `text` after `model` has read `before`, with fixed weights or `learning`, as `score` does."
     later = split_words(text)

@@ -9,6 +9,6 @@ from .run2 import HCLM, with_choices
 from .training import TrainingConfig, build, evaluate, train
 from .experiment import Job, keep, load_records, preset, train_all
 from .hat import HAT, HATConfig
-from .frontier import DynamicEvaluation
 from .rivals import ByteTransformer, SubwordTransformer
+from .frontier import DynamicEvaluation
 from . import comparison, saving, writing   # presets, saving, and ways of writing of the last three
