@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VOWELS', 'CONSONANTS', 'cipher', 'decipher', 'cipher_corpus', 'second_corpora', 'lengths_of', 'quotient',
-           'cost_ratio', 'text_bits', 'with_letters', 'origin_of', 'adapt', 'curve_table', 'reached', 'per_passage',
+           'cost_parts', 'text_bits', 'with_letters', 'origin_of', 'adapt', 'curve_table', 'reached', 'per_passage',
            'more_bits', 'score_after', 'in_pieces']
 
 # %% ../nbs/08_adaptation.ipynb #cffab783
@@ -107,23 +107,32 @@ def lengths_of(model, tokens):
     return {'bytes a word': size / len(tokens), 'subwords a word': count / len(tokens), 'bytes a subword': size / count}
 
 # %% ../nbs/08_adaptation.ipynb #ae0ae3a6
-def quotient(parts):
+def _drawn(parts, seed):
+    "Quotients of sums of `parts` `(passages, 2)`, for passages drawn with replacement."
+    sums = draw_passages(len(parts), seed=seed) @ parts
+    return sums[:, 0] / sums[:, 1]
+
+def quotient(parts, other=None):
     """The sum of the first column of `parts` `(passages, 2)` divided by that of the second: `value`, and its 95 %
-    interval over passages, from `low` to `high`."""
+    interval over passages, from `low` to `high`. With `other` parts: divided by their quotient, too."""
     parts = np.asarray(parts, dtype=float)
-    drawn = draw_passages(len(parts)) @ parts
-    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
     value = parts[:, 0].sum() / parts[:, 1].sum()
+    drawn = _drawn(parts, seed=0)
+    if other is not None:
+        other = np.asarray(other, dtype=float)
+        value = value * other[:, 1].sum() / other[:, 0].sum()
+        drawn = drawn / _drawn(other, seed=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
     return dict(value=float(value), low=float(low), high=float(high))
 
-def cost_ratio(first, second, tokens, lanes, pieces=12):
-    "Operations of the model `first` on a byte divided by those of `second`: a `quotient` over `pieces` of `tokens`."
+def cost_parts(first, second, tokens, lanes, pieces=12):
+    "Operations on a byte of each of `pieces` of `tokens`, by model `first` and by `second`: `(pieces, 2)`."
     words = len(tokens) // pieces
     parts = []
     for i in range(pieces):
         piece = tokens[i * words:(i + 1) * words]
         parts.append([flops_per_byte(model, piece, lanes, segments=2) for model in (first, second)])
-    return quotient(parts)
+    return parts
 
 # %% ../nbs/08_adaptation.ipynb #b2696529
 def text_bits(model, texts):
