@@ -12,7 +12,6 @@ __all__ = ['ESCAPES', 'DEFAULT_MODEL', 'OPTIONS', 'FIRST', 'COMMANDS', 'EXIT', '
 import argparse
 import contextlib
 import csv
-import hashlib
 import json
 import os
 import sys
@@ -166,19 +165,16 @@ def run_train(options, streams):
 # %% ../nbs/12_command.ipynb #d47ff666
 def run_adapt(options, streams):
     "Go on training a saved model with another text; the model itself is left as it is."
-    from hclm_repro import load_corpus, preset, train
+    from hclm_repro import load_corpus, preset
+    from hclm_repro.adapt import adapt
     from hclm_repro.experiment import run_name
-    from hclm_repro.machine import demanded_threads
-    from hclm_repro.saving import read_saved
     model = loaded(options)
-    digest = hashlib.sha256(read_saved(options.model, {})['model.safetensors']).hexdigest()
-    origin = f'{options.model}, SHA-256 {digest}'
     class_name = type(model).__name__
     _, training = preset(class_name, options.preset)
-    training = replace(chosen(training, options), threads=demanded_threads() or 1)
+    training = chosen(training, options)
     corpus = load_corpus(options.corpus)
     folder = Path(options.out_dir) / run_name(corpus.name, f'{class_name}-adapted', options.preset, options.seed)
-    finish(folder, streams, lambda watch: train(model, corpus, training, folder, watch, options.other_code, origin))
+    finish(folder, streams, lambda watch: adapt(model, options.model, corpus, training, folder, watch, options.other_code))
 
 # %% ../nbs/12_command.ipynb #40a5dd10
 def brief(value, width=60):

@@ -10,4 +10,5 @@ from .training import TrainingConfig, build, evaluate, train
 from .experiment import Job, keep, load_records, preset, train_all
 from .hat import HAT, HATConfig
 from .rivals import ByteTransformer, SubwordTransformer
+from .frontier import DynamicEvaluation
 from . import comparison, saving, sharing, writing   # presets, saving, cards, and ways of writing of the last three

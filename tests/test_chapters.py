@@ -53,6 +53,10 @@ def test_unknown_corpus(tmp_path):
     refused(papermill(ablation, tmp_path, '-p', 'corpus', 'wikitext-3', **offline), 'wikitext-3', 'pydoc')
 
 
+def test_unknown_second_corpus(tmp_path):
+    refused(papermill(root/'nbs'/'08_adaptation.ipynb', tmp_path, '-p', 'second', 'eltec-ger', **offline), 'eltec-ger', 'allowed: cipher, pydoc')
+
+
 def test_empty_file(tmp_path):
     file = tmp_path/'nothing.txt'
     file.touch()
