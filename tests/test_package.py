@@ -1,4 +1,4 @@
-import ast, math, re, sys
+import ast, math, os, re, sys
 import zipfile
 from configparser import ConfigParser
 
@@ -97,6 +97,17 @@ def test_the_model_of_the_package():
     data = ModelCard.load(shipped/'model/README.md').data
     assert data.eval_results[0].metric_value == round(record['valid']['bpc'], 4)
     assert data.license == 'cc-by-sa-3.0' or not record['identity']['corpus'].startswith('wikitext')
+
+
+@pytest.mark.skipif(not (shipped/'model').is_dir() or 'HCLM_DATA' not in os.environ, reason='no model yet, or HCLM_DATA is not set')
+def test_the_model_of_the_package_costs_what_its_record_says():
+    "All of valid, some minutes: rounding the weights to half precision costs less than half a percent of a bit."
+    from hclm_repro import evaluate, load_corpus, load_pretrained
+    from hclm_repro.files import read_record
+    record = read_record(shipped/'record.json')
+    found = evaluate(load_pretrained(), load_corpus(record['identity']['corpus']), 'valid')
+    assert abs(found['bpc'] - record['valid']['bpc']) < 0.005
+    assert found['characters'] == record['valid']['characters']
 
 
 def test_the_card_of_the_records_describes_each_field():
