@@ -18,7 +18,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch.utils.benchmark import Timer
 
 # %% ../nbs/04_machine.ipynb #dda33c0d
 def cuda_runs(capability, built) -> bool:
@@ -115,6 +114,7 @@ def seconds(function, threads:int=None, at_least:float=0.2) -> float:
     """Median seconds of `function()` on `threads` threads (None: as many as now), a card waited for.
 
     It is called again and again for `at_least` seconds, after a warm-up (`torch.utils.benchmark.Timer`)."""
+    from torch.utils.benchmark import Timer   # which loads what builds extensions
     threads = threads or torch.get_num_threads()
     timer = Timer('function()', globals=dict(function=function), num_threads=threads)
     return timer.blocked_autorange(min_run_time=at_least).median
