@@ -203,6 +203,15 @@ def slot_scores(self:LoopHCLM, h, keys):
     hidden = torch.tanh(torch.tanh(query) + self.cache['key'](keys))
     return self.cache['energy'](hidden)[:, 0]
 
+def copying_logit(gate, held, config):
+    """The logit of copying, from the `gate`'s own, which is of spelling, and how many words the cache has `held`.
+
+    The odds of copying are multiplied by `(held / cache_slots) ** copy_growth`, which is 1 where the cache is full."""
+    logit = -float32_at_least(gate)
+    if config.copy_growth == 0: return logit
+    filled = held.clamp(min=1).to(logit.dtype) / config.cache_slots
+    return logit + config.copy_growth * filled.log()
+
 # %% ../nbs/02_run1.ipynb #648bd78e
 @patch
 def write(self:LoopHCLM, slots, h, word):
@@ -217,17 +226,6 @@ def write(self:LoopHCLM, slots, h, word):
     slots.move_to_end(slot)
     most = self.config.cache_slots
     if most is not None and len(slots) > most: slots.popitem(last=False)
-
-# %% ../nbs/02_run1.ipynb #d13567cc
-def copying_logit(gate, held, config):
-    """The logit of copying, from the `gate`'s own, which is of spelling, and how many words the cache has `held`.
-
-    The odds of copying are multiplied by `(held / cache_slots) ** copy_growth`, which is 1 where the cache is full."""
-    logit = -float32_at_least(gate)
-    if config.copy_growth == 0: return logit
-    filled = held.clamp(min=1).to(logit.dtype) / config.cache_slots
-    return logit + config.copy_growth * filled.log()
-
 
 # %% ../nbs/02_run1.ipynb #688b6d15
 def visible(slots):
