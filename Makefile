@@ -3,6 +3,7 @@ TORCH ?= torch==2.13.0
 PARAMETERS ?=
 OUT_DIR ?= runs/ablation
 NB ?=
+CHOICES ?=
 
 BIN := .venv/bin
 PY := $(BIN)/python
@@ -45,9 +46,9 @@ keep: .venv/.installed ## copy the record of a run to results/: RUN=runs/NAME
 	$(if $(RUN),,$(error say which run: make keep RUN=runs/NAME))
 	$(PY) -c "from hclm_repro.experiment import keep; print(keep('$(RUN)'))"
 
-ship: .venv/.installed ## put the model of a run into the package, at half its size: RUN=runs/NAME
+ship: .venv/.installed ## put the model of a run into the package, at half its size: RUN=runs/NAME CHOICES="copy_growth=0.5"
 	$(if $(RUN),,$(error say which run: make ship RUN=runs/NAME))
-	$(PY) -c "from hclm_repro.sharing import ship; print(ship('$(RUN)'))"
+	$(PY) -c "from hclm_repro.sharing import ship; print(ship('$(RUN)', $(CHOICES)))"
 
 clean: ## remove the virtual environment and everything else that was made
 	rm -rf .venv build dist _proc _book out.ipynb .pytest_cache .hypothesis *.egg-info
