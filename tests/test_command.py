@@ -157,7 +157,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
     peaks = []
     for name, times in dict(some=500, more=5000).items():
         (folder/name).write_text(story * times, encoding='utf-8')
-        done = subprocess.run([sys.executable, '-c', program, name], cwd=folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        peaks.append(int(done.stderr.split()[-1]))
+        tries = []
+        for _ in range(2):   # on a busy machine one try may need some megabytes more than another
+            done = subprocess.run([sys.executable, '-c', program, name], cwd=folder, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            tries.append(int(done.stderr.split()[-1]))
+        peaks.append(min(tries))
     assert peaks[1] < 1.05 * peaks[0]
