@@ -155,7 +155,7 @@ assert main(['score', sys.argv[1], '--model', {model!r}]) == 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 '''
     peaks = []
-    for name, times in dict(some=3_000, more=12_000).items()   # the first is long enough for all buffers:
+    for name, times in dict(some=3_000, more=12_000).items():   # the first is long enough for all buffers
         (folder/name).write_text(story * times, encoding='utf-8')
         done = subprocess.run([sys.executable, '-c', program, name], cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
