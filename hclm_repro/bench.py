@@ -88,12 +88,15 @@ def __call__(self:Workload):
     return plan.lanes * plan.words, characters
 
 # %% ../nbs/09_efficiency.ipynb #fac7cf3d
-def alternate(workloads, rounds=5, updates=3):
+def alternate(workloads, rounds=5, updates=3, at_most=float('inf')):
     """Words/s and characters/s of named workloads, a row for each round and name.
 
-    A turn is one update that is not counted, since the one before was another model's, then `updates`."""
+    A turn is one update that is not counted, since the one before was another model's, then `updates`. No round
+    begins after `at_most` seconds, but the first."""
     rows = []
+    began = timer()
     for turn in range(rounds):
+        if turn and timer() - began > at_most: break
         for name, workload in workloads.items():
             workload()
             start = timer()   # waits for a card
