@@ -194,7 +194,9 @@ def run_info(options, streams):
     for name, value in lines.items(): print(f'{name:<16}{value}', file=streams.out)
     print(file=streams.out)
     for name, row in describe(model.config).iterrows():
-        print(f'{name:<16}{brief(row.value, 20):<22}{brief(row.meaning, 90)}', file=streams.out)
+        first, *others = textwrap.wrap(' '.join(row.meaning.split()), 90)
+        print(f'{name:<16}{brief(row.value, 20):<22}{first}', file=streams.out)
+        for line in others: print(' ' * 38 + line, file=streams.out)
 
 # %% ../nbs/12_command.ipynb #0932b994
 DEFAULT_MODEL = SHIPPED
@@ -234,7 +236,8 @@ _ARGUMENTS = dict(
     file=dict(metavar='FILE', help='UTF-8 text, plain or .xz; -: standard input'),
     prompt=dict(nargs='?', default='', metavar='PROMPT', help='text to continue'),
     corpus=dict(metavar='FILE_OR_CORPUS', help='UTF-8 text file or folder, or pydoc, synthetic, wikitext-2, ...'),
-    model=dict(metavar='MODEL', help=_MODEL))
+    model=dict(metavar='MODEL', help=_MODEL),
+    known=dict(dest='model', nargs='?', default=DEFAULT_MODEL, metavar='MODEL', help=OPTIONS['model']['help']))
 
 FIRST = 'hclm train pydoc --preset tiny'
 _TRAINED = 'runs/pydoc-HCLM-tiny-0/model'   # by it
@@ -245,7 +248,7 @@ COMMANDS = dict(
                      f'hclm generate "what is the difference between" --words 20 --model {_TRAINED}'),
     train=Command(run_train, ('corpus',), ('model_class', *_TRAINING), FIRST),
     adapt=Command(run_adapt, ('model', 'corpus'), _TRAINING, f'hclm adapt {_TRAINED} synthetic --preset tiny'),
-    info=Command(run_info, ('model',), ('device',), f'hclm info {_TRAINED}'))
+    info=Command(run_info, ('known',), ('device',), f'hclm info {_TRAINED}'))
 
 # %% ../nbs/12_command.ipynb #d21034f7
 EXIT = {0: 'done', 1: 'an error of the program itself, which shows where', 2: 'refused, with a sentence that says why',
@@ -261,7 +264,7 @@ def _add_command(commands, name, command):
     own = commands.add_parser(name, help=command.run.__doc__, description=textwrap.fill(command.run.__doc__),
                               epilog=_epilog((f'example{needs}', command.example)),
                               formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    for argument in command.arguments: own.add_argument(argument, **_ARGUMENTS[argument])
+    for argument in command.arguments: own.add_argument(**{'dest': argument, **_ARGUMENTS[argument]})
     for option in command.options: own.add_argument('--' + option.replace('_', '-'), **OPTIONS[option])
     own.set_defaults(run=command.run)
 

@@ -26,14 +26,17 @@ from .text import UNKNOWN, join_words
 # %% ../nbs/04f_sharing.ipynb #61d144b1
 def facts(model):
     "What can be said of a model: name -> text."
+    types = ', '.join(sorted({str(weight.dtype).removeprefix('torch.') for weight in model.state_dict().values()}))
     bytes_of_weights = sum(weight.nbytes for weight in model.state_dict().values())
     others = ('word', 'characters', 'bits', 'surcharge', 'terminator', 'gate')
     columns = copy.deepcopy(model).float().score('').columns   # not all of it can be computed in float16
     sources = [name for name in columns if name not in others]
+    alphabet = len(model.config.alphabet)
     return {'class': type(model).__name__,
-            'parameters': f'{model.parameter_count:,}, {bytes_of_weights / 1e6:,.2f} MB',
+            'parameters': f'{model.parameter_count:,}',
+            'weights': f'{bytes_of_weights / 1e6:,.2f} MB in {types}',
             'sources': ', '.join(['spelling', *sources]) if sources else 'one',
-            'alphabet': f'{len(model.config.alphabet):,} characters'}
+            'alphabet': f'{alphabet:,} characters' if alphabet else 'bytes'}
 
 def facts_of_run(record):
     "What the record of a run says about the model that it made: name -> text."
@@ -110,22 +113,26 @@ a word is written with, its space included. Rare characters cost
 {% endif %}{% if half %}
 The weights are stored in half precision (float16) and computed with in float32. The record is that of the run, before
 they were rounded.
+{% endif %}{% if changed %}
+Since that run, and after the numbers above, this was set: {{ changed }}.
 {% endif %}"""
 
 # %% ../nbs/04f_sharing.ipynb #5158ba40
 _CARD += """
 ## What it cannot do
 
-* It is small and has read one text. What it writes looks like language and says nothing; take no fact from it.
+* It is small and has read {{ 'one text' if not origin else 'few texts' }}. What it writes looks like language and says nothing; take no fact from it.
 * It has learned what that text says, with its errors and its prejudices.
 * A text of another kind costs more: another language, another time, or punctuation that is not set apart by spaces where
   the text it learned from sets it apart.
-* It tells {{ alphabet }} characters apart. For any other, it first says that it is a rare one, then which.
-
+{% if alphabet %}* It tells {{ alphabet }} characters apart. For any other, it first says that it is a rare one, then which.
+{% endif %}
 ## Licence
 
 The code that computes with it is under Apache 2.0. The weights were learned from {{ credit }}.
-"""
+{% if origin %}They were not learned from nothing: the run went on from {{ origin }}. What those weights were learned from has its
+licence, too, and it holds for these as well; their card says which.
+{% endif %}"""
 
 # %% ../nbs/04f_sharing.ipynb #793de771
 def _results(record, learned):
@@ -136,21 +143,31 @@ def _results(record, learned):
                        dataset_split='validation', metric_type='bpc', metric_name='bits per character',
                        metric_value=round(float(record['valid']['bpc']), 4))]
 
+def _changed(model, record):
+    "What the config of a model says otherwise than the record of its run, as 'field = value'."
+    trained = record['identity']['model'] if record else vars(model.config)
+    config = vars(model.config)
+    before = {**vars(type(model.config)()), **trained}   # a field that is younger than the record has its default
+    return [f'`{name}` = {value!r}' for name, value in config.items() if name != 'lexicon' and value != before[name]]
+
 @patch
 def generate_model_card(self:LanguageModel, record=None, name="'a folder'"):
     """The `ModelCard` of this model. `record`: of the run that made it; `name`: as `load_pretrained` is given it."""
     learned = TRAINING_TEXTS.get(record['identity']['corpus'], TrainingText()) if record else TrainingText()
+    origin = record and record['identity'].get('origin')
+    alphabet = len(self.config.alphabet)
     title = record['label'] if record else type(self).__name__
     lines = facts(self)
     if record: lines.update(facts_of_run(record))
-    data = ModelCardData(language=learned.language, license=learned.license, library_name='hclm_repro',
-                         pipeline_tag='text-generation', tags=['language-model', 'open-vocabulary', 'character-level'],
+    data = ModelCardData(language=learned.language, license='unknown' if origin else learned.license, library_name='hclm_repro',
+                         pipeline_tag='text-generation', tags=['language-model', 'open-vocabulary', 'character-level' if alphabet else 'byte-level'],
                          datasets=learned.dataset and [learned.dataset], metrics=['bpc'], model_name=title,
                          eval_results=_results(record, learned))
     half = any(weight.dtype == torch.float16 for weight in self.parameters())
     return ModelCard.from_template(data, template_str=_CARD, title=title, kind=type(self).__name__, name=name,
                                    lines=lines, valid=record and record['valid'], half=half,
-                                   alphabet=len(self.config.alphabet), credit=learned.credit)
+                                   changed=', '.join(_changed(self, record)), origin=origin,
+                                   alphabet=alphabet, credit=learned.credit)
 
 # %% ../nbs/04f_sharing.ipynb #fdc0df51
 @patch
