@@ -62,19 +62,19 @@ register_presets('HAT', dict(
 
 # %% ../nbs/06d_equal_work.ipynb #30676f6c
 register_presets('ByteTransformer', dict(
-    tiny=dict(_TINY, units=16, layers=1, heads=1),
-    smoke=dict(_SMOKE, units=64, layers=2, heads=4),
-    quick=dict(_QUICK, units=128, layers=3, heads=4),
-    wt2=dict(_WT2, units=256, layers=4, heads=4)))
+    tiny=dict(_TINY, units=16, layers=1, heads=1, cache_slots=0),
+    smoke=dict(_SMOKE, units=64, layers=2, heads=4, cache_slots=0),
+    quick=dict(_QUICK, units=128, layers=3, heads=4, cache_slots=0),
+    wt2=dict(_WT2, units=256, layers=4, heads=4, cache_slots=0)))
 
 register_presets('SubwordTransformer', dict(
-    tiny=dict(_TINY, units=24, layers=1, heads=2,
+    tiny=dict(_TINY, units=24, layers=1, heads=2, cache_slots=0,
               vocabulary=300),
-    smoke=dict(_SMOKE, units=128, layers=3, heads=4,
+    smoke=dict(_SMOKE, units=128, layers=3, heads=4, cache_slots=0,
                vocabulary=2000),
-    quick=dict(_QUICK, units=256, layers=4, heads=4,
+    quick=dict(_QUICK, units=256, layers=4, heads=4, cache_slots=0,
                vocabulary=4000),
-    wt2=dict(_WT2, units=512, layers=6, heads=8,
+    wt2=dict(_WT2, units=512, layers=6, heads=8, cache_slots=0,
              vocabulary=8000)))
 
 # %% ../nbs/06d_equal_work.ipynb #268d89c8

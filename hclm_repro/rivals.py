@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FlatTransformer', 'ByteTransformerConfig', 'ByteTransformer', 'whole_chunks', 'learn_merges', 'tokenizer_of',
            'byte_characters', 'SubwordTransformerConfig', 'SubwordTransformer', 'Line', 'lay_line', 'plan_ragged',
-           'FlatPlan']
+           'CopyPlan', 'FlatPlan', 'first_outputs']
 
 # %% ../nbs/06c_rivals.ipynb #0f0f787a
 import json
@@ -17,9 +17,12 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
+from .cache import CachePlan, PointerCache
 from .hat import (
     BARE, INSIDE, UNKNOWN_BYTE, WORD_BYTE, ByteLevel, allowed_bytes, byte_chunks, byte_places, lay, segment_bytes)
-from .model import Dropout, Plan, Predictions, float32_at_least, of_shape, option, sum_by_word
+from .model import (
+    CacheConfig, Dropout, Plan, Predictions, float32_at_least, mix, of_shape, option, sum_by_word)
+from .text import LINE_END, PADDING
 from .transformer import (
     Transformer, TransformerConfig, WindowPlan, empty_past, plan_window, slide, stack_flops, window_pairs)
 
@@ -34,10 +37,11 @@ class FlatTransformer(ByteLevel):
         self.backbone = Transformer(config.units, config.layers, config.heads, config.hidden,
                                     dropout=config.dropout)
         self.dropout = Dropout(config.dropout)
+        self.cache = PointerCache.of(config)
         self.initialise()
 
     def initialise(self):
-        "Normal weights but for norms."
+        "Normal weights but for norms and cache."
         std = self.config.init_std
         self.backbone.initialise(std)
         nn.init.normal_(self.embedding.weight, std=std)
@@ -48,13 +52,17 @@ class FlatTransformer(ByteLevel):
         like = self.output.weight
         h = like.new_zeros(lanes, self.config.units)
         past = empty_past(self.backbone, lanes, self.config.context_symbols, like)
-        return dict(h=h, past=past), self.begin_ledger(lanes)
+        state = dict(h=h, past=past)
+        ledger = self.begin_ledger(lanes)
+        if self.cache: state['keys'], ledger['held'] = self.cache.begin(lanes)
+        return state, ledger
 
 # %% ../nbs/06c_rivals.ipynb #57339874
 @dataclass(frozen=True)
-class ByteTransformerConfig(TransformerConfig):
+class ByteTransformerConfig(CacheConfig, TransformerConfig):
     "Choices of the byte transformer."
     context_symbols: int = option(512, at_least=1, doc='bytes that it sees, the present one included')
+    cache_slots: int | None = option(0, at_least=0, doc='words that the cache holds; 0: no cache, None: no bound')
 
 class ByteTransformer(FlatTransformer):
     "Bytes in one row. No terminator: a word ends with its space, or where a line end follows."
@@ -132,9 +140,10 @@ def byte_characters():
 
 # %% ../nbs/06c_rivals.ipynb #7b147eb4
 @dataclass(frozen=True)
-class SubwordTransformerConfig(TransformerConfig):
+class SubwordTransformerConfig(CacheConfig, TransformerConfig):
     "Choices of the subword transformer."
     context_symbols: int = option(512, at_least=1, doc='subwords that it sees, the present one included')
+    cache_slots: int | None = option(0, at_least=0, doc='words that the cache holds; 0: no cache, None: no bound')
     vocabulary: int = option(4096, at_least=256, doc='subwords that are learned, the 256 bytes among them')
     merges: str = option('', doc='byte pairs that the tokenizer joins, one a line; learned from training text')
 
@@ -228,6 +237,14 @@ def plan_ragged(lines, valid, context):
 
 # %% ../nbs/06c_rivals.ipynb #41a96701
 @dataclass(frozen=True)
+class CopyPlan(Plan):
+    "What a `FlatPlan` says of words as a whole, which a cache copies."
+    cache: CachePlan
+    first: torch.Tensor = of_shape('lanes', 'words')    # the output that comes before each word
+    spaced: torch.Tensor = of_shape('lanes', 'words')   # whether a space follows: only then it can be a copy
+    bound: torch.Tensor = of_shape('lanes', 'words')    # whether a line end must come, and no word can be copied
+
+@dataclass(frozen=True)
 class FlatPlan(Plan):
     "A segment for a `FlatTransformer`. Outputs are counted lane by lane, that of the segment before included."
     lanes: int
@@ -239,8 +256,30 @@ class FlatPlan(Plan):
     word: torch.Tensor = of_shape('targets')       # place in the segment of its word
     last: torch.Tensor = of_shape('lanes')         # the last output of each lane
     places: torch.Tensor = of_shape('targets')     # as of `allowed_bytes`, where known
+    copy: CopyPlan = None                          # where there is a cache
+
+    @property
+    def cache(self): return self.copy and self.copy.cache
 
 # %% ../nbs/06c_rivals.ipynb #b9d42b53
+def first_outputs(pieces, starts, lanes, width):
+    """The output before each word, `(lanes, words)`, of words cut into `pieces`, a start symbol before each of the words
+    `starts`; each lane has `width` outputs, that of the segment before included."""
+    sizes = np.array([len(piece) for piece in pieces]).reshape(lanes, -1)
+    begun = np.searchsorted(starts, np.arange(sizes.shape[1]), side='right')   # start symbols up to each word
+    column = sizes.cumsum(1) - sizes + begun
+    return column + width * np.arange(lanes)[:, None]
+
+@patch
+def plan_copies(self:FlatTransformer, segment, read, first, ledger):
+    "The `CopyPlan` of a segment, and the words held after it. Line ends are not held."
+    rows = [[PADDING if token == LINE_END else token for token in lane] for lane in segment]
+    resets = self.restart_points('cache_reset', ledger, len(segment[0]))
+    cache, held = self.cache.plan(rows, ledger['held'], resets)
+    spaced = np.array(read.spaced).reshape(first.shape)
+    bound = np.array([place == BARE for place in read.places]).reshape(first.shape)
+    return CopyPlan(cache, *map(torch.from_numpy, (first, spaced, bound))), held
+
 @patch
 def prepare(self:FlatTransformer, segment, ledger, following=None):
     "The `FlatPlan` of a segment, and the next ledger. Where `following` is not given, a space is assumed."
@@ -265,7 +304,9 @@ def prepare(self:FlatTransformer, segment, ledger, following=None):
     tensors = [torch.from_numpy(array) for array in arrays]
     position = ledger['position'] + count
     after = dict(ledger, position=position, fresh=False, valid=valid, before=read.after)
-    return FlatPlan(lanes, count, window, *tensors, self.places(read)), after
+    copying = None
+    if self.cache: copying, after['held'] = self.plan_copies(segment, read, first_outputs(pieces, starts, lanes, width), ledger)
+    return FlatPlan(lanes, count, window, *tensors, self.places(read), copying), after
 
 # %% ../nbs/06c_rivals.ipynb #52cf35ac
 @patch
@@ -278,30 +319,42 @@ def logits(self:FlatTransformer, outputs, places=None):
 
 @patch
 def read_row(self:FlatTransformer, plan, state):
-    "Logits `(targets, symbols)` of each symbol with a loss, and the next state."
+    "All outputs, `(outputs, units)`, lane by lane, that of the segment before first; and the next state."
     inputs = self.dropout(self.embedding(plan.inputs))
     outputs, past = slide(self.backbone, inputs, state['past'], plan.window)
     before = state['h'][:, None].to(outputs.dtype)
     flat = torch.cat([before, outputs], 1).flatten(0, 1)   # each output one input later
-    h = flat.index_select(0, plan.last)
-    predicting = flat.index_select(0, plan.rows)
-    return self.logits(predicting, plan.places), dict(h=h.detach(), past=past)
+    return flat, dict(h=flat.index_select(0, plan.last).detach(), past=past)
+
+@patch
+def symbol_logits(self:FlatTransformer, plan, flat):
+    "Logits `(targets, symbols)` of each symbol with a loss, from all outputs."
+    return self.logits(flat.index_select(0, plan.rows), plan.places)
 
 @patch
 def forward(self:FlatTransformer, plan, state, reuse=False):
-    "`Predictions` of a segment and the next state. Nothing of `state` is written into, whatever `reuse`."
-    logits, after = self.read_row(plan, state)
-    nats = F.cross_entropy(logits, plan.targets, reduction='none')
-    by_word = sum_by_word(nats, plan.word, (plan.lanes, plan.words))
-    return Predictions(by_word), after
+    """`Predictions` of a segment and the next state. With `reuse` the keys of a cache in `state` may be written into;
+    without, nothing of `state` is."""
+    flat, after = self.read_row(plan, state)
+    nats = F.cross_entropy(self.symbol_logits(plan, flat), plan.targets, reduction='none')
+    spelled = sum_by_word(nats, plan.word, (plan.lanes, plan.words))
+    if not self.cache: return Predictions(spelled), after
+
+    copy = plan.copy
+    contexts = flat.index_select(0, copy.first.flatten()).view(plan.lanes, plan.words, -1)
+    source, after['keys'] = self.cache(contexts, state['keys'], copy.cache, reuse=reuse)
+    source = replace(source, says=source.says & copy.spaced, available=source.available & ~copy.bound)
+    predictions = mix(-spelled, [source])
+    coded = torch.zeros_like(spelled, dtype=torch.bool).view(-1).index_fill(0, plan.word, True)
+    return replace(predictions, nats=torch.where(coded.view_as(spelled), predictions.nats, 0.0)), after
 
 # %% ../nbs/06c_rivals.ipynb #b59e76b5
 @patch
 def words_right(self:FlatTransformer, plan, state):
     """Of the words with a loss: whether every symbol is the likeliest given those before it, and their places
-    in the segment, `(chunks,)` each. And the next state."""
-    logits, after = self.read_row(plan, state)
-    wrong = (logits.argmax(-1) != plan.targets).long()
+    in the segment, `(chunks,)` each. And the next state, without the cache's keys."""
+    flat, after = self.read_row(plan, state)
+    wrong = (self.symbol_logits(plan, flat).argmax(-1) != plan.targets).long()
     none = wrong.new_zeros(plan.lanes * plan.words)
     count = none.index_add(0, plan.word, wrong)
     coded = plan.word.unique()
@@ -318,4 +371,6 @@ def module_flops(self:FlatTransformer, plan):
 @patch
 def training_flops(self:FlatTransformer, plan):
     "Operations of the matrix products of one update on `plan`, attention in full."
-    return 3 * sum(self.module_flops(plan).values())
+    total = 3 * sum(self.module_flops(plan).values())
+    if self.cache: total += self.cache.training_flops(plan.cache)
+    return total
