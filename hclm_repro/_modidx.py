@@ -898,6 +898,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'hclm_repro/writing.py'),
                                     'hclm_repro.writing.FlatTransformer.generate': ( 'writing.html#flattransformer.generate',
                                                                                      'hclm_repro/writing.py'),
+                                    'hclm_repro.writing.FlatTransformer.read_beginning': ( 'writing.html#flattransformer.read_beginning',
+                                                                                           'hclm_repro/writing.py'),
                                     'hclm_repro.writing.FlatTransformer.read_symbols': ( 'writing.html#flattransformer.read_symbols',
                                                                                          'hclm_repro/writing.py'),
                                     'hclm_repro.writing.FlatTransformer.symbol_after': ( 'writing.html#flattransformer.symbol_after',

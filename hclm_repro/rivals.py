@@ -40,22 +40,25 @@ class FlatTransformer(ByteLevel):
         self.cache = PointerCache.of(config)
         self.initialise()
 
-    def initialise(self):
-        "Normal weights but for norms and cache."
-        std = self.config.init_std
-        self.backbone.initialise(std)
-        nn.init.normal_(self.embedding.weight, std=std)
-        nn.init.normal_(self.output.weight, std=std)
+# %% ../nbs/06c_rivals.ipynb #21f15f0f
+@patch
+def initialise(self:FlatTransformer):
+    "Normal weights but for norms and cache."
+    std = self.config.init_std
+    self.backbone.initialise(std)
+    nn.init.normal_(self.embedding.weight, std=std)
+    nn.init.normal_(self.output.weight, std=std)
 
-    def begin(self, lanes):
-        "State and ledger before anything was read; `h` `(lanes, units)` predicts the next symbol."
-        like = self.output.weight
-        h = like.new_zeros(lanes, self.config.units)
-        past = empty_past(self.backbone, lanes, self.config.context_symbols, like)
-        state = dict(h=h, past=past)
-        ledger = self.begin_ledger(lanes)
-        if self.cache: state['keys'], ledger['held'] = self.cache.begin(lanes)
-        return state, ledger
+@patch
+def begin(self:FlatTransformer, lanes):
+    "State and ledger before anything was read; `h` `(lanes, units)` predicts the next symbol."
+    like = self.output.weight
+    h = like.new_zeros(lanes, self.config.units)
+    past = empty_past(self.backbone, lanes, self.config.context_symbols, like)
+    state = dict(h=h, past=past)
+    ledger = self.begin_ledger(lanes)
+    if self.cache: state['keys'], ledger['held'] = self.cache.begin(lanes)
+    return state, ledger
 
 # %% ../nbs/06c_rivals.ipynb #57339874
 @dataclass(frozen=True)
@@ -280,6 +283,7 @@ def plan_copies(self:FlatTransformer, segment, read, first, ledger):
     bound = np.array([place == BARE for place in read.places]).reshape(first.shape)
     return CopyPlan(cache, *map(torch.from_numpy, (first, spaced, bound))), held
 
+# %% ../nbs/06c_rivals.ipynb #4871db39
 @patch
 def prepare(self:FlatTransformer, segment, ledger, following=None):
     "The `FlatPlan` of a segment, and the next ledger. Where `following` is not given, a space is assumed."
@@ -300,12 +304,12 @@ def prepare(self:FlatTransformer, segment, ledger, following=None):
     sizes = [0 if piece == [self.unknown] else len(piece) for piece in pieces]
     word = np.repeat(np.arange(len(sizes)), sizes)
     last = lengths + width * np.arange(lanes)
-    arrays = inputs, lane * width + column, inputs[scored], word, last
-    tensors = [torch.from_numpy(array) for array in arrays]
-    position = ledger['position'] + count
-    after = dict(ledger, position=position, fresh=False, valid=valid, before=read.after)
+    tensors = map(torch.from_numpy, (inputs, lane * width + column, inputs[scored], word, last))
+    after = dict(ledger, position=ledger['position'] + count, fresh=False, valid=valid, before=read.after)
     copying = None
-    if self.cache: copying, after['held'] = self.plan_copies(segment, read, first_outputs(pieces, starts, lanes, width), ledger)
+    if self.cache:
+        outputs = first_outputs(pieces, starts, lanes, width)
+        copying, after['held'] = self.plan_copies(segment, read, outputs, ledger)
     return FlatPlan(lanes, count, window, *tensors, self.places(read), copying), after
 
 # %% ../nbs/06c_rivals.ipynb #52cf35ac
@@ -331,6 +335,7 @@ def symbol_logits(self:FlatTransformer, plan, flat):
     "Logits `(targets, symbols)` of each symbol with a loss, from all outputs."
     return self.logits(flat.index_select(0, plan.rows), plan.places)
 
+# %% ../nbs/06c_rivals.ipynb #bd8a8f54
 @patch
 def forward(self:FlatTransformer, plan, state, reuse=False):
     """`Predictions` of a segment and the next state. With `reuse` the keys of a cache in `state` may be written into;

@@ -134,6 +134,14 @@ The code that computes with it is under Apache 2.0. The weights were learned fro
 licence, too, and it holds for these as well; their card says which.
 {% endif %}"""
 
+# %% ../nbs/04f_sharing.ipynb #5e3ccee5
+def _changed(model, record):
+    "What the config of a model says otherwise than the record of its run, as 'field = value'."
+    trained = record['identity']['model'] if record else vars(model.config)
+    config = vars(model.config)
+    before = {**vars(type(model.config)()), **trained}   # a field that is younger than the record has its default
+    return [f'`{name}` = {value!r}' for name, value in config.items() if name != 'lexicon' and value != before[name]]
+
 # %% ../nbs/04f_sharing.ipynb #793de771
 def _results(record, learned):
     "What the Hub lists as the result of a run: bits per character of valid. None if there is no such thing."
@@ -142,13 +150,6 @@ def _results(record, learned):
     return [EvalResult(task_type='text-generation', dataset_type=learned.dataset or name, dataset_name=name,
                        dataset_split='validation', metric_type='bpc', metric_name='bits per character',
                        metric_value=round(float(record['valid']['bpc']), 4))]
-
-def _changed(model, record):
-    "What the config of a model says otherwise than the record of its run, as 'field = value'."
-    trained = record['identity']['model'] if record else vars(model.config)
-    config = vars(model.config)
-    before = {**vars(type(model.config)()), **trained}   # a field that is younger than the record has its default
-    return [f'`{name}` = {value!r}' for name, value in config.items() if name != 'lexicon' and value != before[name]]
 
 @patch
 def generate_model_card(self:LanguageModel, record=None, name="'a folder'"):

@@ -350,23 +350,28 @@ def symbol_after(self:FlatTransformer, read, state, sampler, ends):
     symbol = sampler.draw(self.logits(state['h'], self.next_place(read))[0])
     return self.symbols(b' ')[0] if ends else symbol
 
+# %% ../nbs/06e_writing.ipynb #ababf03c
+@patch
+def read_beginning(self:FlatTransformer, tokens, given):
+    """State, valid carried inputs and `RecentWords` after `tokens` and the bytes `given` of a word that is begun, and the
+    context `(units,)` of that word or of the next."""
+    pieces = self.cut([*byte_chunks([tokens]), given])
+    ends = np.cumsum([1, *map(len, pieces)])   # where each word's symbols begin, after the start symbol
+    symbols = [self.start, *(symbol for piece in pieces for symbol in piece)]
+    state, valid, outputs = self.read_symbols(symbols, self.begin(1)[0], 0)
+    contexts = outputs[ends[:-1] - 1]          # the output before each word
+    recent = RecentWords(self.cache)
+    recent.add(tokens, contexts[:-1])
+    return state, valid, recent, contexts[-1]
+
 # %% ../nbs/06e_writing.ipynb #0f4fb4ba
 @patch
 def write_tokens(self:FlatTransformer, prompt, words, sampler, stop, longest):
     "Tokens written after `prompt`, and the bytes of the word that it began."
     tokens, given = split_prompt(prompt)
-    chunks = byte_chunks([tokens])
-    pieces = self.cut([*chunks, given])
-    ends = np.cumsum([1, *map(len, pieces)])   # where each word's symbols begin, after the start symbol
-    symbols = [self.start, *(symbol for piece in pieces for symbol in piece)]
-    state, valid, outputs = self.read_symbols(symbols, self.begin(1)[0], 0)
-    recent = RecentWords(self.cache)
-    contexts = outputs[ends[:-1] - 1]          # the output before each word
-    recent.add(tokens, contexts[:-1])
-
-    read = b''.join(chunks) + given
+    state, valid, recent, context = self.read_beginning(tokens, given)
+    read = b''.join(byte_chunks([tokens])) + given
     begun = len(read) - len(given)   # where the word begins that is being written
-    context = contexts[-1]
     size = 0                         # how many symbols it has
     written = []
     for _ in range(words * (longest + 1)):   # a model may write separators for ever
@@ -381,9 +386,8 @@ def write_tokens(self:FlatTransformer, prompt, words, sampler, stop, longest):
         new = split_words(read[begun:].decode(errors='replace'))
         recent.add(new, context.expand(len(new), -1))
         written += new
-        begun = len(read)
         context = state['h'][0]
-        size = 0
+        begun, size = len(read), 0
     return written[:words], given
 
 # %% ../nbs/06e_writing.ipynb #90596c93

@@ -110,6 +110,14 @@ def test_the_model_of_the_package_costs_what_its_record_says():
     assert found['characters'] == record['valid']['characters']
 
 
+def test_the_card_of_a_model_of_bytes():
+    "It has no alphabet, so no character is rare."
+    from hclm_repro import HAT, SubwordTransformer, preset
+    for cls in (HAT, SubwordTransformer):
+        card = cls(preset(cls, 'tiny')[0]).generate_model_card()
+        assert 'characters apart' not in str(card) and 'byte-level' in card.data.tags
+
+
 def test_the_card_of_the_records_describes_each_field():
     from hclm_repro.files import read_record
     card = (root/'results/README.md').read_text(encoding='utf-8')
