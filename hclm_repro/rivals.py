@@ -294,8 +294,7 @@ def prepare(self:FlatTransformer, segment, ledger, following=None):
     lines = []
     for first in range(0, lanes * count, count):
         lines.append(lay_line(pieces[first:first + count], starts, self.start))
-    context = self.config.context_symbols
-    inputs, lengths, window, valid = plan_ragged(lines, ledger['valid'], context)
+    inputs, lengths, window, valid = plan_ragged(lines, ledger['valid'], self.config.context_symbols)
 
     real = np.arange(inputs.shape[1]) < lengths[:, None]
     scored = real & (inputs != self.start) & (inputs != self.unknown)
