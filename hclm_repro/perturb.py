@@ -228,7 +228,7 @@ def _quotients(parts, drawn):
     sums = parts.sum(0)
     drawn_sums = drawn @ parts
     if np.percentile(drawn_sums[:, 1], 2.5) <= 0: return None, None
-    return sums[0] / sums[1], drawn_sums[:, 0] / drawn_sums[:, 1]
+    return sums[0] / sums[1], drawn_sums[:, 0] / np.maximum(drawn_sums[:, 1], 1e-6)   # few draws have nothing to divide by
 
 def times_as_much(first, second):
     """How many times as large the losses `first` are as `second`: arrays `(passages, 2)` on the same passages, of losses and of
@@ -239,7 +239,7 @@ def times_as_much(first, second):
     other, others_drawn = _quotients(second, drawn)
     found = dict(first=loss, second=other, ratio=None, low=None, high=None)
     if loss is None or other is None or np.percentile(others_drawn, 2.5) < 1e-6: return found   # less is rounding
-    low, high = np.percentile(losses_drawn / others_drawn, [2.5, 97.5]).tolist()
+    low, high = np.percentile(losses_drawn / np.maximum(others_drawn, 1e-6), [2.5, 97.5]).tolist()
     return dict(found, ratio=loss / other, low=low, high=high)
 
 def verdict(found, claimed=3.0):

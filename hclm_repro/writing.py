@@ -359,7 +359,8 @@ def read_beginning(self:FlatTransformer, tokens, given):
     ends = np.cumsum([1, *map(len, pieces)])   # where each word's symbols begin, after the start symbol
     symbols = [self.start, *(symbol for piece in pieces for symbol in piece)]
     state, valid, outputs = self.read_symbols(symbols, self.begin(1)[0], 0)
-    contexts = outputs[ends[:-1] - 1]          # the output before each word
+    before = torch.from_numpy(ends[:-1] - 1).to(outputs.device)
+    contexts = outputs.index_select(0, before)   # the output before each word
     recent = RecentWords(self.cache)
     recent.add(tokens, contexts[:-1])
     return state, valid, recent, contexts[-1]
