@@ -126,7 +126,7 @@ def _comparison_row(name, record):
 def comparison_table(records, accuracy):
     """A row for each model of `records`, {(model, seed): record}, means over seeds.
 
-    Bits per character without and with (`exact`) the surcharge, their range with it, bits of [W] where the
+    Bits per character without and with (`exact`) the surcharge, their range with it (of several seeds), bits of [W] where the
     speller tells them apart, bits a byte, the word `accuracy` of models that have one {model: share}."""
     rows = [_comparison_row(name, record) for (name, _), record in records.items()]
     groups = pd.DataFrame(rows).groupby('model', sort=False)
@@ -134,7 +134,7 @@ def comparison_table(records, accuracy):
     lowest = groups.exact.min().map('{:.3f}'.format)
     highest = groups.exact.max().map('{:.3f}'.format)
     right = pd.Series(accuracy).reindex(table.index)
-    table.insert(2, 'range', lowest + '–' + highest)
+    table.insert(2, 'range', (lowest + '–' + highest).where(groups.size() > 1, ''))
     table.insert(5, 'word accuracy', right.round(3))
     for name in ('words/s', 'updates'): table[name] = table[name].round().astype(int)
     table['seeds'] = groups.size()

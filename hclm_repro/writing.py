@@ -274,9 +274,9 @@ def generate(self:HAT, prompt='', words=50, temperature=1.0, seed=0, top_p=1.0, 
              table=None):
     """Continue `prompt` by `words` words (line ends count), or up to the word `stop`; its last word too,
     unless a space follows it. Prompts of a list, of any lengths, are continued side by side; none changes
-    another.
+    another, and each is drawn with the same `seed`: for several texts of one prompt call with several seeds.
 
-    Nothing is computed twice; `table` as of `word_table`. See `Sampler`; a word is cut at `longest` bytes; one that
+    `table` as of `word_table`, made with the present weights. See `Sampler`; a word is cut at `longest` bytes; one that
     the prompt began is spelled. Raises `ValueError` for wrong arguments and for weights that are not finite."""
     prompts = checked_texts('prompt', prompt)
     words, stop = self.check_writing(words, stop)
