@@ -28,11 +28,11 @@ TIERS = {'Static': ('spelling and lexicon; of the text it remembers only what it
          'Cached': ('with a cache', 1.500, 'Kawakami et al. 2017, rule B')}
 
 def tier_table() -> pd.DataFrame:
-    "A row for each final model on WikiText-2, from its kept records: mean bits per character over seeds, what is best known."
+    "A row for each final model on WikiText-2, from its kept records: mean bits per character over seeds, and the best of others."
     tests = load_records('wikitext-2-frontier-test').get('wikitext-2-frontier-test', {}).get('models', {})
     rows = {}
     for name, (meaning, known, source) in TIERS.items():
-        row = {'what it is': meaning, 'best known (test)': f'{known:.3f} ({source})'}
+        row = {'what it is': meaning, 'best that we have found (test)': f'{known:.3f} ({source})'}
         runs = list(kept_runs('wikitext-2', [name], 'frontier').values())
         if runs:
             row['valid bpc'] = f'{np.mean([r["valid"]["bpc"] for r in runs]):.3f}'
@@ -52,7 +52,7 @@ SMALLER = dict(tiny=dict(cache_slots=100, lexicon_words=60, lexicon_first=20),
                quick=dict(cache_slots=2_000, lexicon_words=33_000, lexicon_first=5_000))
 
 def frontier(size:str):
-    "`(HCLMConfig, TrainingConfig)` of the model with all parts that help, at the preset `size`."
+    "`(HCLMConfig, TrainingConfig)` of the model with all parts that help, at the preset `size`. Raises `ValueError` for another size."
     config, training = preset_of(HCLM, size)
     if config.lexicon_words: return config, training
     if size not in SMALLER: raise ValueError(f'preset is {size!r}; allowed: one of {", ".join(SMALLER)}, rung, frontier')
@@ -106,7 +106,7 @@ def final_models(size:str) -> dict:
 # %% ../nbs/10_frontier.ipynb #8b230198
 def ladder_table(records:dict, stays:dict) -> pd.DataFrame:
     """A row for each rung from `records` {(rung, seed): record}: mean bits per character of valid, the gain over the
-    rung that it stands on, words/s of training and what they cost; `stays` {rung: whether those above keep it}."""
+    last rung before it that was kept, parameters, words/s of training; `stays` {rung: whether later ones keep it}."""
     groups = {}
     for (name, _), record in records.items(): groups.setdefault(name, []).append(record)
     rows = {}
@@ -114,10 +114,10 @@ def ladder_table(records:dict, stays:dict) -> pd.DataFrame:
     for name, group in groups.items():
         bpc = np.mean([record['valid']['bpc'] for record in group])
         speed = np.mean([record['words_per_second'] for record in group])
-        gain = np.nan if below is None else below['bpc'] - bpc
-        time = np.nan if below is None else below['speed'] / speed
-        rows[name] = dict(bpc=bpc, gain=gain, time=time, words_per_second=speed, seeds=len(group), kept=stays[name])
-        if stays[name]: below = dict(bpc=bpc, speed=speed)
+        gain = np.nan if below is None else below - bpc
+        parameters = group[0]['parameters']
+        rows[name] = dict(bpc=bpc, gain=gain, parameters=parameters, words_per_second=speed, seeds=len(group), kept=stays[name])
+        if stays[name]: below = bpc
     return pd.DataFrame(rows).T
 
 # %% ../nbs/10_frontier.ipynb #fe30eb5b
@@ -205,11 +205,12 @@ def score_once(models:dict, corpus, rates=(1e-4, 3e-4, 1e-3), words:int=20_000) 
     found = {}
     for name, model in models.items(): found[name] = summary(model.score(corpus.text('test')), corpus, 'test')
 
+    last, model = list(models.items())[-1]
     opening = ' '.join(corpus.words('valid')[:words])
     bits = {lr: model.score(opening, learning=DynamicEvaluation(lr=lr)).bits.sum() for lr in rates}
     best = min(bits, key=bits.get)
     started = time.perf_counter()
     table = model.score(corpus.text('test'), learning=DynamicEvaluation(lr=best))
     speed = len(table) / (time.perf_counter() - started)
-    found[f'{name} + dynamic evaluation'] = summary(table, corpus, 'test') | dict(lr=best, words_per_second=speed)
+    found[f'{last} + dynamic evaluation'] = summary(table, corpus, 'test') | dict(lr=best, words_per_second=speed)
     return found
