@@ -134,13 +134,16 @@ def run_score(options, streams):
     model = loaded(options)
     words, sums = 0, 0
     started = time.perf_counter()
-    with progress(options.file, streams) as bar:
-        for table in tables_of(model, tokens, options):
-            write_rows(table, streams.out, words == 0, options.json)
-            words += len(table)
-            sums = sums + table[['characters', 'bits', 'surcharge']].sum()
-            bar.update(bytes_of(table))
-    streams.say(summary(words, sums, time.perf_counter() - started))
+    def told(): return summary(words, sums, time.perf_counter() - started)
+    try:
+        with progress(options.file, streams) as bar:
+            for table in tables_of(model, tokens, options):
+                write_rows(table, streams.out, words == 0, options.json)
+                words += len(table)
+                sums = sums + table[['characters', 'bits', 'surcharge']].sum()
+                bar.update(bytes_of(table))
+    except KeyboardInterrupt: raise KeyboardInterrupt(*[f'so far {told()}'] if words else []) from None
+    streams.say(told())
 
 # %% ../nbs/12_command.ipynb #1f5cbe86
 def run_generate(options, streams):

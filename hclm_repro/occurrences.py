@@ -58,7 +58,7 @@ _SCALE = 64          # scores are computed at a 64th: those of float16 could be 
 _AT_ONCE = 1 << 22   # scores that are held at a time
 
 class OccurrenceCache(nn.Module):
-    """A cache of the last words read, a key for each, as a `Source`; used like a `PointerCache`.
+    """A cache of the last words read, a key for each, as a `Source`; `begin`, `plan`, the call and `draw` are those of a `PointerCache`.
 
     `config` has the fields of `CacheConfig` and `units`; its score is the dot product."""
     def __init__(self, config):
@@ -90,10 +90,11 @@ def versions(self:OccurrenceCache, contexts):
 @patch
 def read_some(self:OccurrenceCache, query, keys, plan, start):
     "log p_ptr, hit and words held `(lanes, words)` of some words of a segment, the first of which is `start`."
-    scores = float32_at_least((query / _SCALE) @ keys.transpose(1, 2)) * _SCALE
+    scores = [float32_at_least((query / _SCALE) @ some.transpose(1, 2)) * _SCALE for some in keys]
+    scores = torch.cat(scores, -1)
     end = start + query.shape[1]
-    column = torch.arange(keys.shape[1], device=keys.device)
-    own = plan.columns + torch.arange(start, end, device=keys.device)
+    column = torch.arange(scores.shape[-1], device=scores.device)
+    own = plan.columns + torch.arange(start, end, device=scores.device)
     window = (column >= plan.first[start:end, None]) & (column < own[:, None])
     seen = window & (plan.word != -1)[:, None]
     hit = seen & (plan.word[:, None] == plan.word[:, own, None])
@@ -105,24 +106,24 @@ def read_some(self:OccurrenceCache, query, keys, plan, start):
     return torch.where(says, copied - total, 0.0), says, seen.sum(-1)
 
 @patch
-def read(self:OccurrenceCache, query, keys, plan):
-    "The same of all words of a segment, some at a time; `keys` `(lanes, columns + words, key_units)`."
-    at_once = max(1, _AT_ONCE // (keys.shape[0] * keys.shape[1]))
+def read(self:OccurrenceCache, query, carried, versions, plan):
+    """The same of all words of a segment, some at a time: `carried` `(lanes, columns, key_units)`, to which no gradient goes,
+    and the segment's own `versions` `(lanes, words, key_units)`."""
+    at_once = max(1, _AT_ONCE // plan.word.numel())
     parts = []
     for start in range(0, query.shape[1], at_once):
-        parts.append(self.read_some(query[:, start:start + at_once], keys, plan, start))
+        parts.append(self.read_some(query[:, start:start + at_once], (carried, versions), plan, start))
     return [torch.cat(tensors, 1) for tensors in zip(*parts)]
 
 # %% ../nbs/03c_occurrences.ipynb #54f1db43
 @patch
-def forward(self:OccurrenceCache, contexts, keys, plan, reuse=False):
+def forward(self:OccurrenceCache, contexts, keys, plan, *, reuse=False):
     """The cache as a `Source` of the words of a segment, and the next keys `(lanes, kept, key_units)`.
 
     `contexts` `(lanes, words, units)`, `keys` `(lanes, columns, key_units)`, which are never written into."""
     versions = self.versions(contexts)
     query = self.query(contexts)
-    columns = torch.cat([keys.to(query.dtype), versions.to(query.dtype)], 1)
-    log_p, says, held = self.read(query, columns, plan)
+    log_p, says, held = self.read(query, keys.to(query.dtype), versions.to(query.dtype), plan)
     logit = copying_logit(self.gate(contexts)[..., 0], held, self.config)
     after = torch.cat([keys.to(versions.dtype), versions.detach()], 1)
     return Source('copy', logit, log_p, says, held > 0), after[:, after.shape[1] - plan.kept:]

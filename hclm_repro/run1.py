@@ -197,14 +197,14 @@ def spell(self:LoopHCLM, h, word):
 # %% ../nbs/02_run1.ipynb #2358d1dc
 @patch
 def slot_scores(self:LoopHCLM, h, keys):
-    "Scores `(slots,)` of `keys` `(slots, units)` for context `h` `(units,)` (additive: K17 §2.2)."
+    "Scores `(slots,)` of `keys` `(slots, key_units)` for context `h` `(units,)` (additive: K17 §2.2)."
     query = self.cache['query'](h[None])
     if self.config.score == 'dot': return (query @ keys.t())[0]
     hidden = torch.tanh(torch.tanh(query) + self.cache['key'](keys))
     return self.cache['energy'](hidden)[:, 0]
 
 def copying_logit(gate, held, config):
-    """The logit of copying, from the `gate`'s own, which is of spelling, and how many words the cache has `held`.
+    """The logit of copying, from the `gate`'s own, which is of spelling, and how many words the cache holds, `held`.
 
     The odds of copying are multiplied by `(held / cache_slots) ** copy_growth`, which is 1 where the cache is full."""
     logit = -float32_at_least(gate)

@@ -169,8 +169,8 @@ def set_aside(self:TrainingRun):
     if not os.path.lexists(path) or self.done(): return
     aside = self.folder / f'of-{read_record(path)["code"]}'
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+        if (aside / 'record.json').exists(): shutil.rmtree(aside)   # whole, and older than what is here
+        aside.mkdir(exist_ok=True)
         for checkpoint in (self.checkpoint, previous(self.checkpoint)): checkpoint.unlink(missing_ok=True)
         if os.path.isdir(self.folder / 'model'): os.replace(self.folder / 'model', aside / 'model')
         os.replace(path, aside / 'record.json')   # at last, so that a kill before it is mended by the next start
@@ -563,7 +563,7 @@ def train(model, corpus, config:TrainingConfig, folder, watch=None, other_code=F
     The weights that did best on valid end up in `model`, which is left in evaluation mode, and in
     `folder/model`; `watch(run)` is called after each evaluation and checkpoint and at the end. `other_code`: take
     what other code has left in the folder; the record names all code that had a part. `origin`: for the record,
-    whose weights the model has before. From then on the process keeps its memory (`keep_memory`) and the run's
+    the name of the model whose weights it starts from. From then on the process keeps its memory (`keep_memory`) and the run's
     number of threads. Ctrl-C saves, then raises `KeyboardInterrupt`. Under `torchrun` the processes share the
     lanes, and the folder; the first one evaluates, writes and watches. Raises `ValueError` for arguments that do
     not fit, `OSError` if the folder cannot be used, `FloatingPointError` if a number is not finite any more."""
