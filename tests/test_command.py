@@ -59,6 +59,15 @@ def test_a_pipe_has_the_rows_of_a_file(folder):
     assert file.stderr.count('\n') == piped.stderr.count('\n') == 1 and 'bits per character' in file.stderr
 
 
+def test_every_line_may_be_a_text_of_its_own(folder):
+    (folder/'lines.txt').write_text(f'{story}\n{story * 2}', encoding='utf-8')
+    done = shell(f'hclm score lines.txt --model {model} --lines', folder)
+    header, *rows = [line.split('\t') for line in done.stdout.splitlines()]
+    assert header[:2] == ['line', 'word'] and {row[0] for row in rows} == {'1', '3', '4'}
+    first, second, third = [[row[1:] for row in rows if row[0] == number] for number in '134']
+    assert first == second == third
+
+
 @pytest.mark.parametrize('option', ['--tsv', '--json'])
 def test_results_are_utf8_everywhere(folder, option):
     (folder/'story.txt').write_text(story, encoding='utf-8')
