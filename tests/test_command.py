@@ -64,8 +64,10 @@ def test_every_line_may_be_a_text_of_its_own(folder):
     done = shell(f'hclm score lines.txt --model {model} --lines', folder)
     header, *rows = [line.split('\t') for line in done.stdout.splitlines()]
     assert header[:2] == ['line', 'word'] and {row[0] for row in rows} == {'1', '3', '4'}
-    first, second, third = [[row[1:] for row in rows if row[0] == number] for number in '134']
-    assert first == second == third
+    first, *others = [[row[1:4] for row in rows if row[0] == number] for number in '134']
+    for other in others:
+        assert [row[0] for row in other] == [row[0] for row in first]
+        assert [float(row[2]) for row in other] == pytest.approx([float(row[2]) for row in first], abs=1e-4)
 
 
 @pytest.mark.parametrize('option', ['--tsv', '--json'])
